@@ -1,0 +1,266 @@
+"""The campaign's configuration: typed, strict, every default in this file. Units stand in the names.
+
+YAML must match: an unknown key, a wrong type or an impossible value is a `UsageError` that names the key and,
+for a misspelling, the key that was probably meant. `resolve` writes out every default, so that a campaign's
+frozen `config.yaml` holds the whole truth.
+"""
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from .types import UsageError
+
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Task(Section):
+    name: str = "chain"                 # a module of poise_hpc.tasks, or "package.module:Class"
+    options: dict[str, Any] = {}        # the task's own settings, checked by the task
+
+
+class Model(Section):
+    source: Literal["task", "path"] = "task"  # the task's own warm-started model, or a Hugging Face folder
+    path: str | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    options: dict[str, Any] = {}              # for source "task": size and warm-start recipe, checked by the task
+
+    @model_validator(mode="after")
+    def _path(self) -> Model:
+        if (self.source == "path") != (self.path is not None):
+            raise ValueError("'path' is needed with source 'path', and only then")
+        return self
+
+
+class Rollout(Section):
+    engine: Literal["hf", "vllm"] = "hf"
+    prompts: Positive = 16              # per training step, over all ranks
+    group_size: Annotated[int, Field(ge=2)] = 8
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    max_rounds: Positive = 1            # dynamic sampling: generation rounds a step at most (1: dropped groups are not replaced)
+    weight_cap: Annotated[float, Field(ge=1)] = 2.0  # truncated importance weight, sampler against trainer
+
+
+class Train(Section):
+    steps: Positive = 48
+    epochs: Positive = 2                # passes over each rollout batch
+    minibatches: Positive = 2           # optimizer steps per pass
+    microbatch_tokens: Positive = 65536  # prompt + completion tokens in one forward, at most (one completion always fits)
+    learning_rate: Annotated[float, Field(gt=0)] = 3e-4
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    gradient_clip: Annotated[float, Field(gt=0)] = 1.0
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    deepspeed: dict[str, Any] = {}      # merged over the generated DeepSpeed config
+    checkpoint_every: Positive = 8      # steps
+    share_prompt: bool = True           # compute a prompt once per group in the update
+    skip_zero_advantage: bool = True    # where the algorithm promises zero_advantage_zero_loss
+
+    @field_validator("betas", mode="before")
+    @classmethod
+    def _pair(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+
+class Benchmark(Section):
+    split: str                          # of the task
+    problems: Positive
+    samples: Positive
+    temperature: Annotated[float, Field(ge=0)] = 1.0  # 0: greedy
+    metrics: dict[str, float]           # "acc@1", "avg@N", "pass@K" -> weight in Overall
+
+    @model_validator(mode="after")
+    def _metrics(self) -> Benchmark:
+        for name, weight in self.metrics.items():
+            kind, _, k = name.partition("@")
+            if kind not in ("acc", "avg", "pass") or not k.isdigit() or int(k) < 1:
+                raise ValueError(f"metric {name!r} is not acc@1, avg@N or pass@K")
+            if int(k) > self.samples:
+                raise ValueError(f"metric {name!r} needs {k} samples a problem, 'samples' is {self.samples}")
+            if weight < 0:
+                raise ValueError(f"weight of {name!r} is negative")
+        return self
+
+
+class Evaluate(Section):
+    at: tuple[Fraction, ...] = (0.25, 0.5, 1.0)  # fractions of the training steps
+    score: Literal["curve", "final"] = "curve"   # Overall of all points averaged, or of the last
+    benchmarks: dict[str, Benchmark] = {
+        "easy": Benchmark(split="easy", problems=96, samples=4, metrics={"acc@1": 0.2}),
+        "medium": Benchmark(split="medium", problems=96, samples=4, metrics={"acc@1": 0.3}),
+        "hard": Benchmark(split="hard", problems=48, samples=32, metrics={"acc@1": 0.3, "pass@32": 0.2}),
+    }
+
+    @field_validator("at", mode="before")
+    @classmethod
+    def _tuple(cls, value: Any) -> Any:
+        return tuple(float(v) if isinstance(v, int) else v for v in value) if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _check(self) -> Evaluate:
+        if list(self.at) != sorted(set(self.at)) or not self.at or self.at[-1] != 1.0:
+            raise ValueError(f"'at' must rise and end with 1.0, got {list(self.at)}")
+        total = sum(w for b in self.benchmarks.values() for w in b.metrics.values())
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"the metrics' weights must add up to 1, they give {total:g}")
+        return self
+
+
+class Acquisition(Section):
+    pareto: float = 1.0
+    performance: float = 1.0
+    diversity: float = 0.5
+    descendant: float = 1.0             # weight of the GP-UCB term
+    ucb_beta: float = 1.0               # standard deviations of optimism
+    discount: Fraction = 0.7            # per generation, of a descendant's gain
+    top_k: Positive = 3                 # descendants that count
+    pool: Positive = 512                # entries compared at most
+
+
+class Search(Section):
+    seed: int = 0
+    proposer: Literal["offline", "llm"] = "offline"
+    candidates: Positive = 7            # besides the baseline
+    train_seeds: tuple[int, ...] = (0, 1)   # paired: every candidate trains on the same ones
+    window: Positive = 4                # candidate k is proposed once 1 .. k - window are archived, and sees exactly those
+    per_parent: Positive = 2            # candidates in a row from one chosen parent
+    acquisition: Acquisition = Acquisition()
+    directive: str | None = None        # a researcher's sentence
+
+    @field_validator("train_seeds", mode="before")
+    @classmethod
+    def _tuple(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+    @field_validator("train_seeds")
+    @classmethod
+    def _distinct(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if not value or len(set(value)) != len(value) or min(value) < 0:
+            raise ValueError(f"needs at least one seed, all distinct and not negative, got {list(value)}")
+        return value
+
+
+class Budget(Section):
+    """None: without limit. Reached: nothing new is proposed, what runs is finished."""
+
+    wall_clock_min: Annotated[float, Field(gt=0)] | None = None
+    run_hours: Annotated[float, Field(gt=0)] | None = None   # job run time x ranks, all attempts
+
+
+class Jobs(Section):
+    ranks: Positive = 1                 # training processes of one job
+    threads: Positive = 1               # OMP threads of one rank
+    max_parallel: Positive = 2          # jobs in flight (local executor)
+    check_min: Annotated[float, Field(gt=0)] = 5.0      # time limits, run time only
+    train_min: Annotated[float, Field(gt=0)] = 60.0
+    evaluate_min: Annotated[float, Field(gt=0)] = 30.0
+    prepare_min: Annotated[float, Field(gt=0)] = 30.0
+    memory_gb: Annotated[float, Field(gt=0)] = 8.0      # per rank
+    infra_retries: Annotated[int, Field(ge=0)] = 3      # per stage and seed; then HELD
+    heartbeat_s: Annotated[float, Field(gt=0)] = 5.0
+    silent_min: Annotated[float, Field(gt=0)] = 10.0    # no progress for so long: the watchdog ends the job
+    isolation: Literal["auto", "none"] = "auto"         # the strongest the kernel allows, or none
+
+
+class Config(Section):
+    task: Task = Task()
+    model: Model = Model()
+    rollout: Rollout = Rollout()
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+    search: Search = Search()
+    budget: Budget = Budget()
+    jobs: Jobs = Jobs()
+
+    @model_validator(mode="after")
+    def _batch(self) -> Config:
+        if self.rollout.prompts % self.train.minibatches:
+            raise ValueError(f"rollout.prompts ({self.rollout.prompts}) must be a multiple of train.minibatches "
+                             f"({self.train.minibatches})")
+        if self.rollout.prompts % self.jobs.ranks:
+            raise ValueError(f"rollout.prompts ({self.rollout.prompts}) must be a multiple of jobs.ranks ({self.jobs.ranks})")
+        return self
+
+    def dump(self) -> dict[str, Any]:
+        """Every value, defaults included, JSON-able."""
+        return self.model_dump(mode="json")
+
+
+def parse(data: Any, where: str = "config") -> Config:
+    """Config from plain data; UsageError naming the key otherwise."""
+    if data is None:
+        data = {}
+    if not isinstance(data, dict):
+        raise UsageError(f"{where}: a mapping of sections was wanted, got {type(data).__name__}")
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        raise UsageError("\n".join(f"{where}: {_explain(e)}" for e in error.errors())) from None
+
+
+def load(path: Path) -> Config:
+    """Config from a YAML file. A key `base: other.yaml` (relative to the file) is read first and overlaid."""
+    return parse(_read(path, ()), str(path))
+
+
+def overlay(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    """`change` over `base`, section by section; lists and benchmark tables are replaced whole."""
+    out = dict(base)
+    for key, value in change.items():
+        both = isinstance(value, dict) and isinstance(out.get(key), dict) and key != "benchmarks"
+        out[key] = overlay(out[key], value) if both else value
+    return out
+
+
+def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    path = Path(os.path.abspath(path))
+    if path in seen:
+        raise UsageError(f"{path}: 'base' leads back to itself")
+    try:
+        data = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such config file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read ({error})") from None
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path}: not valid YAML: {error}") from None
+    if data is None:
+        data = {}
+    if not isinstance(data, dict):
+        raise UsageError(f"{path}: a mapping of sections was wanted, got {type(data).__name__}")
+    base = data.pop("base", None)
+    return overlay(_read(path.parent / base, (*seen, path)), data) if base else data
+
+
+def _explain(error: Any) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    match error["type"]:
+        case "extra_forbidden":
+            close = difflib.get_close_matches(str(error["loc"][-1]), _fields(error["loc"][:-1]), n=1)
+            parent = "".join(f"{part}." for part in error["loc"][:-1])
+            return f"unknown key '{key}'" + (f"; did you mean '{parent}{close[0]}'?" if close else
+                                             f"; known here: {', '.join(_fields(error['loc'][:-1]))}")
+        case "missing":
+            return f"'{key}' is missing"
+        case "value_error":
+            return (f"'{key}': " if key else "") + str(error["ctx"]["error"])
+    return f"'{key}': {error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']!r}"
+
+
+def _fields(loc: tuple[Any, ...]) -> list[str]:
+    model: Any = Config
+    for part in loc:
+        field = model.model_fields.get(part) if hasattr(model, "model_fields") else None
+        model = field.annotation if field else Benchmark
+    return list(getattr(model, "model_fields", {}))

@@ -1,0 +1,117 @@
+"""Whole files or none: the primitives every other module writes with. Standard library only.
+
+A write is: temporary file in the same directory, flush, fsync, `os.replace`. A reader therefore sees the old file
+or the new one. A lock is an exclusively created file (not flock: Lustre and NFS differ on it).
+"""
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .types import PoiseError
+
+
+class CorruptFile(PoiseError):
+    """A file that should be whole is not."""
+
+
+def write_atomic(path: Path, data: bytes | str, *, sync: bool = True) -> None:
+    """Write a whole file or none. `sync=False` skips fsync: safe against a killed process, not a power cut."""
+    raw = data.encode() if isinstance(data, str) else data
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}.tmp")
+    try:
+        with open(temporary, "wb") as f:
+            f.write(raw)
+            if sync:
+                f.flush()
+                os.fsync(f.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def dumps(data: Any) -> str:
+    """Canonical JSON: sorted keys, NaN refused, so that equal data have equal bytes."""
+    return json.dumps(data, sort_keys=True, allow_nan=False, ensure_ascii=False, separators=(", ", ": "))
+
+
+def write_json(path: Path, data: Any, *, sync: bool = True) -> None:
+    write_atomic(path, dumps(data) + "\n", sync=sync)
+
+
+def read_json(path: Path) -> Any | None:
+    """The file's content; None if it is not there; CorruptFile if it is not JSON."""
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    try:
+        return json.loads(raw)
+    except ValueError as error:
+        raise CorruptFile(f"{path} is not valid JSON ({error}); it is {len(raw)} bytes long") from None
+
+
+def create_exclusive(path: Path, data: Any) -> bool:
+    """Create `path` with `data` if nobody has; False if it exists. The file is whole as soon as it is visible."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}.tmp")
+    write_atomic(temporary, dumps(data) + "\n")
+    try:
+        os.link(temporary, path)
+        return True
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def append_line(path: Path, data: Any, *, sync: bool = False) -> None:
+    """Append one JSON line with a single write, after closing a line that a killed writer left open."""
+    fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        size = os.fstat(fd).st_size
+        torn = size > 0 and os.pread(fd, 1, size - 1) != b"\n"
+        os.write(fd, (b"\n" if torn else b"") + dumps(data).encode() + b"\n")
+        if sync:
+            os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def read_lines(path: Path) -> Iterator[Any]:
+    """JSON lines; a torn line (a writer was killed in it) is left out."""
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        return
+    for line in raw.splitlines():
+        try:
+            yield json.loads(line)
+        except ValueError:
+            continue
+
+
+def process_start(pid: int) -> int | None:
+    """Start time of a live process in clock ticks since boot (tells a reused pid apart); None if it is gone."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    fields = stat.rpartition(")")[2].split()  # the name may hold spaces and parentheses
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def process_identity() -> dict[str, Any]:
+    return {"host": socket.gethostname(), "pid": os.getpid(), "start": process_start(os.getpid())}
+
+
+def same_host_alive(owner: dict[str, Any]) -> bool | None:
+    """Is the process `owner` (from `process_identity`) alive? None when it is on another host."""
+    if owner.get("host") != socket.gethostname():
+        return None
+    return process_start(owner["pid"]) == owner.get("start")

@@ -1,0 +1,130 @@
+"""Words with one meaning: the nouns that every other module uses. Standard library only.
+
+*campaign*   one search with its archive           *attempt*     one submission of one stage
+*candidate*  one algorithm package and its record  *evaluation*  scores of saved weights on benchmarks
+*proposal*   what a candidate is meant to test     *entry*       a candidate's write-once archive record
+"""
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any
+
+BASELINE_ID = "c0000"  # GRPO, the algorithm that everything is paired with
+
+
+class Stage(StrEnum):
+    """Where a candidate is. The transition table is `lifecycle.next_stage`."""
+
+    CHECK = "check"        # contract checks and static gate, as a job
+    TRAIN = "train"        # one run per training seed
+    EVALUATE = "evaluate"  # saved weights on the selection prompts
+    REFLECT = "reflect"    # diagnosis, on the controller
+    ARCHIVED = "archived"  # record written: terminal
+    HELD = "held"          # needs a person: `retry` goes on
+
+
+class Outcome(StrEnum):
+    """How an attempt, or a candidate as a whole, ended."""
+
+    SUCCEEDED = "succeeded"
+    CANDIDATE_ERROR = "candidate_error"  # the algorithm's fault: evidence, goes to reflection
+    INFRA_ERROR = "infra_error"          # the cluster's or ours: repeat, then HELD
+    PREEMPTED = "preempted"              # stopped from outside, resumable: repeat without limit
+
+
+class PoiseError(Exception):
+    """An error a user can act on: what came, what was wanted, how to go on. Exit code 1."""
+
+
+class UsageError(PoiseError):
+    """Wrong command line, config or site file. Exit code 2."""
+
+
+class CandidateError(PoiseError):
+    """Raised where candidate code is called: the algorithm's fault, never the cluster's."""
+
+    def __init__(self, cause: str, message: str):
+        super().__init__(f"{cause}: {message}")
+        self.cause = cause      # short slug: "raised", "nonfinite-loss", "wrong-shape", "hang", ...
+        self.message = message
+
+
+def candidate_id(number: int) -> str:
+    return f"c{number:04d}"
+
+
+def candidate_number(id: str) -> int:
+    return int(id.removeprefix("c"))
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What a candidate tests and why. Written to proposal.json before any code exists."""
+
+    name: str                        # e.g. "VM-AV-GRPO"
+    parents: tuple[str, ...]         # candidate ids; () for the baseline
+    hypothesis: str                  # one falsifiable sentence
+    mechanisms: tuple[str, ...]      # names, as the algorithm package declares them
+    description: str                 # what is changed against the parent, with the formula
+    expected_effect: str
+    sources: tuple[str, ...] = ()    # papers, prior cards
+    proposer: str = "person"         # "offline", "llm:<model>", "person", "seed"
+    details: dict[str, Any] = field(default_factory=dict)  # the proposer's own data: JSON-able
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Proposal:
+        return cls(**{k: tuple(v) if isinstance(v, list) and k != "details" else v for k, v in data.items()})
+
+
+@dataclass(frozen=True)
+class Reflection:
+    """A mechanism-level diagnosis of one candidate. Figures it cites stand in the entry."""
+
+    verdict: str                     # "supported" | "refuted" | "undecided" | "failed"
+    text: str                        # Markdown
+    symptoms: tuple[str, ...] = ()   # slugs: "entropy-collapse", "kl-spike", "late-collapse", ...
+    author: str = "rules"            # "rules" or "llm:<model>"
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Reflection:
+        return cls(**data | {"symptoms": tuple(data.get("symptoms", ()))})
+
+
+@dataclass(frozen=True)
+class Score:
+    """A candidate's figures over its training seeds, in points (0..100)."""
+
+    overall: float                              # what selection uses (curve or final score, by config)
+    ci: tuple[float, float] | None              # 95 % interval of `overall` over seeds; None with one seed
+    by_seed: dict[str, float]                   # seed -> overall
+    final: float                                # overall of the last evaluation point
+    curve: dict[str, float]                     # training fraction ("0.25") -> overall, mean over seeds
+    benchmarks: dict[str, float]                # "hard/pass@32" -> value, last point, mean over seeds
+    delta: float | None = None                  # paired difference to the baseline
+    delta_ci: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class EntrySummary:
+    """One row of the index: what selection, leaderboard and status need of an archived candidate."""
+
+    id: str
+    name: str
+    parents: tuple[str, ...]
+    outcome: Outcome
+    cause: str                        # "" when it succeeded
+    proposer: str
+    mechanisms: tuple[str, ...]
+    score: Score | None               # None when it failed
+    behaviour: dict[str, float]       # condensed training curves: see evaluation.metrics.behaviour
+    verdict: str                      # of the reflection
+    run_seconds: float                # summed over attempts; queue wait is not in it
+    created: str                      # ISO 8601, UTC
+    record_sha256: str = ""
