@@ -1,0 +1,270 @@
+"""The supervisor: the trusted half of a job. Light (no torch), it outlives whatever the worker does.
+
+It claims the attempt exclusively (a twin exits), starts the worker isolated, keeps the heartbeat, passes stop
+signals on, enforces the time limit and the watchdog, and writes `result.json`, which is the truth about the attempt.
+
+One supervisor per rank; rank 0's claims and speaks. The rendezvous address comes from Slurm's variables, or, on one
+host, from a port that rank 0 picked and wrote down.
+"""
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import files, isolation
+from .types import Outcome
+
+POLL_S = 0.2
+GRACE_S = 60.0     # between a stop signal and the kill: one training step and a checkpoint fit
+FILE_GB = 64.0
+
+
+@dataclass(frozen=True)
+class Place:
+    """This process's place in the job."""
+
+    rank: int
+    ranks: int
+    local_rank: int
+    job_id: str
+    restart: int            # how often the scheduler requeued this job
+    head: str | None        # first node, None on the local executor
+
+
+def place() -> Place:
+    """From Slurm's variables (srun, one task per rank), else submitit's local ones, else a single process."""
+    env = os.environ
+    if "SLURM_PROCID" in env and "SLURM_JOB_ID" in env:
+        return Place(int(env["SLURM_PROCID"]), int(env.get("SLURM_NTASKS", "1")), int(env.get("SLURM_LOCALID", "0")),
+                     _slurm_id(env), int(env.get("SLURM_RESTART_COUNT", "0")), _first_host(env["SLURM_JOB_NODELIST"]))
+    return Place(int(env.get("SUBMITIT_LOCAL_GLOBALID", "0")), int(env.get("SUBMITIT_LOCAL_NTASKS", "1")),
+                 int(env.get("SUBMITIT_LOCAL_LOCALID", "0")), env.get("SUBMITIT_LOCAL_JOB_ID", f"pid-{os.getpid()}"), 0, None)
+
+
+def _slurm_id(env: Any) -> str:
+    if "SLURM_ARRAY_JOB_ID" in env:
+        return f"{env['SLURM_ARRAY_JOB_ID']}_{env['SLURM_ARRAY_TASK_ID']}"
+    return env["SLURM_JOB_ID"]
+
+
+def _first_host(nodelist: str) -> str:
+    """First host of Slurm's compressed list: 'gpu[03-05,9],x' -> 'gpu03'."""
+    head, bracket, rest = nodelist.partition("[")
+    if not bracket or "," in head:
+        return head.split(",")[0]
+    return head + rest.replace("]", ",").replace("-", ",").split(",")[0]
+
+
+def run_attempt(attempt_dir: str) -> str:
+    """Entry point of every job. Returns the outcome (for the log; the truth is result.json)."""
+    attempt, me = Path(attempt_dir), place()
+    job = files.read_json(attempt / "job.json")
+    if me.rank == 0 and not claim(attempt, me):
+        return "another job has claimed this attempt"
+    if (attempt / "result.json").exists():
+        return "this attempt has ended already"
+    return Supervisor(job, attempt, me).run()
+
+
+def claim(attempt: Path, me: Place) -> bool:
+    """Exclusive per (attempt, restart). A restart of the same job takes over; its predecessor sees that and stops."""
+    mine = {**files.process_identity(), "job_id": me.job_id, "restart": me.restart, "time": time.time()}
+    first = files.read_json(attempt / "claim-0.json")
+    if first is not None and first["job_id"] != me.job_id:
+        return False
+    return files.create_exclusive(attempt / f"claim-{me.restart}.json", mine)
+
+
+def latest_claim(attempt: Path) -> dict[str, Any] | None:
+    claims = [int(p.stem.rpartition("-")[2]) for p in attempt.glob("claim-*.json")]
+    return files.read_json(attempt / f"claim-{max(claims)}.json") if claims else None
+
+
+class Supervisor:
+    def __init__(self, job: dict[str, Any], attempt: Path, me: Place):
+        self.job, self.attempt, self.me = job, attempt, me
+        self.limits = job["limits"]
+        self.started = time.time()
+        self.stop_signal_at: float | None = None
+        self.fenced = False
+
+    def run(self) -> str:
+        for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_stop)
+        scratch = self.attempt / "tmp"
+        scratch.mkdir(exist_ok=True)
+        auto = self.limits["isolation"] == "auto"
+        prefix = isolation.network_prefix(self.me.ranks) if auto else []
+        landlock = auto and isolation.landlock_supported()
+        walls = {"environment": "allow-list", "network": "namespace" if prefix else "open",
+                 "files": "landlock" if landlock else "open"}
+        writable = [self.attempt, *(Path(p) for p in self.job.get("writable", ()))]
+
+        def before_exec() -> None:
+            isolation.die_with_parent()
+            isolation.limit_resources(self.limits["memory_gb"], FILE_GB)
+            if landlock:
+                isolation.restrict_writes(writable)
+
+        env = isolation.environment(os.environ, self.attempt, self._rendezvous() | {
+            "OMP_NUM_THREADS": str(self.job["threads"]), "POISE_JOB_NETWORK": walls["network"],
+            "POISE_JOB_RESTART": str(self.me.restart), **self.job.get("environment", {})})
+        with open(self.attempt / (f"log-{self.me.rank}.out" if self.me.rank else "log.out"), "ab") as log:
+            worker = subprocess.Popen(
+                [*prefix, sys.executable, "-X", "faulthandler", "-m", "poise_hpc.worker", str(self.attempt)], env=env,
+                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, preexec_fn=before_exec, start_new_session=True)
+            ended = self._watch(worker)
+        if self.me.rank != 0:
+            if self._outcome(self.me.rank) is None:
+                files.write_json(self.attempt / f"outcome-{self.me.rank}.json",
+                                 self._classify_alone(worker.returncode) | {"restart": self.me.restart})
+            return "rank ended"
+        shutil.rmtree(scratch, ignore_errors=True)
+        if not self.fenced:
+            result = self._classify(worker.returncode, ended) | {
+                "run_seconds": round(time.time() - self.started, 3), "ranks": self.me.ranks, "walls": walls,
+                "job_id": self.me.job_id, "restart": self.me.restart, "host": socket.gethostname(), "ended": time.time()}
+            files.create_exclusive(self.attempt / "result.json", result)
+            return result["outcome"]
+        return "fenced off"
+
+    def _on_stop(self, number: int, frame: Any) -> None:
+        if self.stop_signal_at is None:
+            self.stop_signal_at = time.time()
+
+    def _rendezvous(self) -> dict[str, str]:
+        me = self.me
+        if me.head is not None:
+            address, port = me.head, 20000 + (hash_text(f"{me.job_id}/{me.restart}") % 20000)
+        elif me.ranks == 1:
+            address, port = "127.0.0.1", 0
+        else:
+            address, port = "127.0.0.1", self._local_port()
+        # A lone rank picks its own port inside the worker (0): its network may be a namespace of its own.
+        return {"RANK": str(me.rank), "WORLD_SIZE": str(me.ranks), "LOCAL_RANK": str(me.local_rank),
+                "MASTER_ADDR": address, "MASTER_PORT": str(port)}
+
+    def _local_port(self) -> int:
+        path = self.attempt / f"rendezvous-{self.me.job_id}.json"
+        if self.me.rank == 0:
+            with socket.socket() as s:
+                s.bind(("127.0.0.1", 0))
+                files.write_json(path, {"port": s.getsockname()[1]})
+        while (data := files.read_json(path)) is None:
+            if time.time() - self.started > 120:
+                raise TimeoutError(f"rank {self.me.rank} waited 120 s for rank 0 to write {path.name}")
+            time.sleep(0.05)
+        return data["port"]
+
+    def _watch(self, worker: subprocess.Popen[bytes]) -> str:
+        """Wait for the worker's end; says why it was ended from here ("" if it was not)."""
+        ended, kill_at, next_beat, passed_on = "", None, 0.0, False
+        while worker.poll() is None:
+            now = time.time()
+            if now >= next_beat:
+                next_beat = now + self.limits["heartbeat_s"]
+                latest = latest_claim(self.attempt)
+                if latest is not None and latest["restart"] > self.me.restart:
+                    self.fenced = True  # the scheduler lost this node and started the job elsewhere
+                    _kill(worker)
+                if self.me.rank == 0:
+                    files.write_json(self.attempt / "heartbeat.json", {"time": now, "restart": self.me.restart}, sync=False)
+                elif (self.attempt / "result.json").exists():
+                    _kill(worker)           # rank 0 has ended the job
+                if kill_at is None and self._other_rank_failed():
+                    kill_at = now + 10.0    # a collective without it never ends; time to write an own outcome
+                if not ended and now - self.started > self.limits["seconds"]:
+                    ended = "time-limit"
+                elif not ended and now - self._last_progress() > self.limits["silent_s"]:
+                    ended = "silent"
+                if ended and kill_at is None:
+                    worker.send_signal(signal.SIGUSR2)  # faulthandler: whose code is it in?
+                    kill_at = now + 2.0
+            if self.stop_signal_at is not None and not passed_on:
+                worker.send_signal(signal.SIGUSR1)
+                passed_on, kill_at = True, kill_at or now + GRACE_S
+            if kill_at is not None and now >= kill_at:
+                _kill(worker)
+            time.sleep(POLL_S)
+        return ended
+
+    def _last_progress(self) -> float:
+        try:
+            return max(self.started, (self.attempt / "progress.json").stat().st_mtime)
+        except FileNotFoundError:
+            return self.started
+
+    def _outcome(self, rank: int) -> dict[str, Any] | None:
+        outcome = files.read_json(self.attempt / f"outcome-{rank}.json")
+        return outcome if outcome is not None and outcome["restart"] == self.me.restart else None
+
+    def _outcomes(self) -> list[dict[str, Any]]:
+        return [outcome for rank in range(self.me.ranks) if (outcome := self._outcome(rank)) is not None]
+
+    def _other_rank_failed(self) -> bool:
+        return self.me.ranks > 1 and any(
+            o["outcome"] in (Outcome.CANDIDATE_ERROR, Outcome.INFRA_ERROR) for o in self._outcomes())
+
+    def _classify(self, code: int, ended: str) -> dict[str, Any]:
+        """The job's end. The candidate's error on any rank comes first; then rank 0's word; then any other's."""
+        outcomes, own = self._outcomes(), self._outcome(0)
+        for outcome in outcomes:
+            if outcome["outcome"] == Outcome.CANDIDATE_ERROR:
+                return outcome
+        if own is not None and own["outcome"] != Outcome.INFRA_ERROR:
+            return own
+        if outcomes and not ended:
+            return outcomes[0]
+        if ended:
+            where = self._candidate_frames()
+            seconds = self.limits["seconds" if ended == "time-limit" else "silent_s"]
+            if where:
+                return _end(Outcome.CANDIDATE_ERROR, "hang", f"no end after {seconds:g} s; it was in\n{where}")
+            if ended == "time-limit":
+                return _end(Outcome.CANDIDATE_ERROR, "time-limit", f"ran longer than its limit of {seconds:g} s")
+            return _end(Outcome.INFRA_ERROR, "silent", f"no progress for {seconds:g} s, outside candidate code")
+        if self.stop_signal_at is not None:
+            return _end(Outcome.PREEMPTED, "killed-at-stop", "ended by the stop signal before it could save")
+        return self._classify_alone(code)
+
+    def _classify_alone(self, code: int) -> dict[str, Any]:
+        """A worker that ended without saying why."""
+        cause = f"signal {-code}" if code < 0 else f"exit code {code}"
+        return _end(Outcome.INFRA_ERROR, "worker-died", f"the worker ended with {cause} and left no outcome; "
+                    + ("out of memory or killed from outside" if code == -9 else "see log.out"))
+
+    def _candidate_frames(self) -> str:
+        """Stack frames inside the candidate's package, of the dump that SIGUSR2 made."""
+        package = str(self.job.get("package") or "")
+        if not package:
+            return ""
+        frames = []
+        for dump in sorted(self.attempt.glob("stack-*.txt")):
+            frames += [line.strip() for line in dump.read_text(errors="replace").splitlines() if package + os.sep in line]
+        return "\n".join(frames[:5])
+
+
+def _end(outcome: Outcome, cause: str, message: str) -> dict[str, Any]:
+    return {"outcome": outcome, "cause": cause, "message": message, "payload": {}}
+
+
+def _kill(worker: subprocess.Popen[bytes]) -> None:
+    try:
+        os.killpg(worker.pid, signal.SIGKILL)  # its own session: helpers it started go too
+    except ProcessLookupError:
+        pass
+
+
+def hash_text(text: str) -> int:
+    """A stable hash (Python's own differs from process to process)."""
+    import hashlib
+
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")

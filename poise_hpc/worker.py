@@ -1,0 +1,124 @@
+"""Inside the job: runs one attempt's work and writes `outcome.json`. Started by the supervisor (`jobs.py`).
+
+    python -m poise_hpc.worker ATTEMPT_DIR
+
+Only this process imports torch and candidate code. What it tells the supervisor, it tells in files:
+`progress.json` (the watchdog reads its age), `outcome.json` (the end), `stack.txt` (where it was, on SIGUSR2).
+"""
+from __future__ import annotations
+
+import faulthandler
+import fcntl
+import importlib
+import os
+import signal
+import socket
+import struct
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from . import files
+from .types import CandidateError, Outcome
+
+STOP_SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
+WORK = {  # job kind -> "module:function" of (job, attempt_dir) -> payload
+    "prepare": "poise_hpc.tasks.base:run_prepare",
+    "check": "poise_hpc.algorithms.checks:run",
+    "train": "poise_hpc.training.job:run",
+    "evaluate": "poise_hpc.evaluation.job:run",
+}
+
+
+class Stopped(Exception):
+    """Raised after work was saved because a stop was requested: the attempt is resumable."""
+
+
+class StopFlag:
+    """Set by the signal; read by all ranks together, between optimizer steps.
+
+    The handler must not save: DeepSpeed's save is collective, and the signal may land inside another collective.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def install(self) -> None:
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._set)
+
+    def _set(self, number: int, frame: Any) -> None:
+        self.requested = True
+
+
+_stop = StopFlag()
+_attempt: Path | None = None
+_last_write = 0.0
+
+
+def stop_requested() -> bool:
+    return _stop.requested
+
+
+def progress(stage: str, step: int, total: int, **figures: float | str) -> None:
+    """Say how far this process is. Cheap: at most one small file every half second, and the last step."""
+    global _last_write
+    now = time.monotonic()
+    if _attempt is None or int(os.environ.get("RANK", "0")) != 0 or (now - _last_write < 0.5 and step < total):
+        return
+    _last_write = now
+    files.write_json(_attempt / "progress.json", {"stage": stage, "step": step, "total": total, "figures": figures}, sync=False)
+
+
+def main(attempt_dir: str) -> int:
+    global _attempt
+    _attempt = attempt = Path(attempt_dir)
+    rank = int(os.environ.get("RANK", "0"))
+    _stop.install()
+    prepare_network()
+    with open(attempt / f"stack-{rank}.txt", "w") as stack:
+        faulthandler.register(signal.SIGUSR2, file=stack, all_threads=True)
+        job = files.read_json(attempt / "job.json")
+        outcome = run(job, attempt) | {"restart": int(os.environ.get("POISE_JOB_RESTART", "0"))}
+        faulthandler.unregister(signal.SIGUSR2)
+    # An outcome of a rank above 0 is only a cause: rank 0 speaks for the job when both exist.
+    files.write_json(attempt / f"outcome-{rank}.json", outcome)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # the work is on disk; interpreter teardown of torch and gloo can only hang or crash
+
+
+def prepare_network() -> None:
+    """In a network namespace of its own: bring the loopback up. A lone rank also picks its rendezvous port here."""
+    if os.environ.get("POISE_JOB_NETWORK") == "namespace":
+        flags = struct.pack("16sh", b"lo", 1)  # ifreq with IFF_UP
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+            fcntl.ioctl(s, 0x8914, flags)      # SIOCSIFFLAGS
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    if os.environ.get("MASTER_PORT") == "0":
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            os.environ["MASTER_PORT"] = str(s.getsockname()[1])
+
+
+def run(job: dict[str, Any], attempt: Path) -> dict[str, Any]:
+    """The job's work; every way it can end becomes an outcome with its cause."""
+    module, _, function = WORK[job["kind"]].partition(":")
+    try:
+        payload = getattr(importlib.import_module(module), function)(job, attempt)
+        return {"outcome": Outcome.SUCCEEDED, "cause": "", "message": "", "payload": payload}
+    except CandidateError as error:
+        traceback.print_exc()
+        return {"outcome": Outcome.CANDIDATE_ERROR, "cause": error.cause, "message": error.message, "payload": {}}
+    except Stopped as stop:
+        return {"outcome": Outcome.PREEMPTED, "cause": "stopped", "message": str(stop), "payload": {}}
+    except BaseException as error:  # the job ends here: whatever it was, it is not the candidate's fault
+        traceback.print_exc()
+        return {"outcome": Outcome.INFRA_ERROR, "cause": type(error).__name__, "message": str(error)[:2000], "payload": {}}
+
+
+if __name__ == "__main__":
+    # `-m` makes this module __main__; the code that calls `worker.progress` imports it by its own name.
+    sys.exit(importlib.import_module("poise_hpc.worker").main(sys.argv[1]))
