@@ -61,7 +61,6 @@ class Facts:
     curves: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)           # training seed -> rows
     baseline_curves: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)  # the same of GRPO, same seeds
     behaviour: Mapping[str, float] = field(default_factory=dict)                       # evaluation.metrics.behaviour
-    points: Mapping[str, float] = field(default_factory=dict)  # training fraction ("0.25") -> Overall, mean over seeds
 
 
 class Proposer(Protocol):
