@@ -1,0 +1,407 @@
+"""The archive: one write-once HDF5 record per candidate, and a disposable index over them. The only home of h5py.
+
+A record is built in memory, hashed, written to a temporary file, synced and renamed: a killed writer leaves the
+old state or the new one, never half a file. The SHA-256 is over the *logical* content (names, types, shapes and
+values of all datasets), so it survives a repacked file, and reading always checks it: `read` returns what was
+written or raises `CorruptFile`. `archive_store/README.md` holds the format field by field.
+
+Not covered: several writers. The campaign's lock sees to one; a second would be refused, not merged. A record that
+rots *after* the index has its row is found by `verify_campaign`, not by `ArchiveView.load`.
+"""
+from __future__ import annotations
+
+import bisect
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import files
+from .files import CorruptFile
+from .types import EntrySummary, Outcome, PoiseError, Score, candidate_number
+
+FORMAT = 1
+COMPRESS_BYTES = 16384  # smaller datasets are stored plain: a filter costs more than it saves
+INDEX_LAG = 32          # records that may be missing from the index before it is written anew
+RECORD_NAME = re.compile(r"(c\d{4,})\.h5")
+
+EVALUATION_ROW = np.dtype([  # one (training seed, snapshot, benchmark, problem)
+    ("seed", "<i4"), ("at", "<f8"), ("benchmark", "S32"), ("problem", "S64"), ("n", "<i4"), ("correct", "<i4"),
+    ("valid", "<i4"), ("truncated", "<i4"), ("mean_length", "<f4")])
+COMPLETION_ROW = np.dtype([  # one completion: tokens[start : start + length]
+    ("seed", "<i4"), ("at", "<f8"), ("benchmark", "S32"), ("problem", "S64"), ("sample", "<i4"),
+    ("start", "<i8"), ("length", "<i4")])
+INDEX_ROW = np.dtype([  # for plain HDF5 tools; the index's own reader takes the JSON lines
+    ("id", "S12"), ("outcome", "S16"), ("overall", "<f8"), ("final", "<f8"), ("delta", "<f8"), ("run_seconds", "<f8")])
+
+# What h5py raises on damaged bytes, by experience: almost always OSError, now and then one of the others.
+DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError, MemoryError)
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """Everything of one candidate; enough to run it again. S training seeds, K curves, T training steps."""
+
+    id: str
+    name: str
+    parents: tuple[str, ...]
+    proposer: str
+    proposal: dict[str, Any]                # types.Proposal
+    outcome: Outcome
+    cause: str                              # "" when it succeeded
+    message: str
+    created: str                            # ISO 8601, UTC
+    config: str                             # the campaign's resolved config, YAML
+    code: dict[str, str]                    # file name -> text: the whole package
+    seeds: tuple[int, ...]                  # training seeds, in the order of `curve_values`
+    versions: dict[str, str]                # package -> version
+    hashes: dict[str, str]                  # "model", "data", "code", ... -> sha256
+    pick: dict[str, Any] = field(default_factory=dict)              # why this parent: selection.acquisition.Pick
+    checks: list[dict[str, Any]] = field(default_factory=list)      # name, passed, message, seconds
+    attempts: list[dict[str, Any]] = field(default_factory=list)    # stage, seed, number, outcome, cause, run_seconds, job_id, host
+    timings: dict[str, Any] = field(default_factory=dict)           # summed seconds
+    score: dict[str, Any] | None = None     # types.Score; None when it failed
+    behaviour: dict[str, float] = field(default_factory=dict)       # condensed training curves
+    reflection: dict[str, Any] = field(default_factory=dict)        # types.Reflection
+    curve_names: tuple[str, ...] = ()       # (K,)
+    curve_steps: np.ndarray = field(default_factory=lambda: np.zeros(0, "<i8"))            # (T,) training step, from 1
+    curve_values: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0), "<f8"))   # (S, K, T) NaN: not there
+    evaluations: np.ndarray = field(default_factory=lambda: np.zeros(0, EVALUATION_ROW))   # rows of EVALUATION_ROW
+    completion_tokens: np.ndarray = field(default_factory=lambda: np.zeros(0, "<u2"))      # flat uint16 or uint32
+    completion_index: np.ndarray = field(default_factory=lambda: np.zeros(0, COMPLETION_ROW))
+
+
+SCALARS = ("id", "name", "parents", "proposer", "proposal", "outcome", "cause", "message", "created", "seeds", "versions",
+           "hashes", "pick", "checks", "attempts", "timings", "score", "behaviour", "reflection", "curve_names")
+
+
+# --- building an entry's tables
+
+def evaluation_table(elements: Iterable[tuple[int, Mapping[str, Any]]]) -> np.ndarray:
+    """Rows of EVALUATION_ROW from (training seed, evaluation element) pairs, as `evaluation.job` writes elements."""
+    rows = []
+    for seed, e in elements:
+        counts = zip(e["problem_ids"], e["correct"], e["valid"], e["truncated"], e["mean_length"], strict=True)
+        for problem, correct, valid, truncated, length in counts:
+            rows.append((seed, float(e["at"]), _name(e["benchmark"], 32), _name(problem, 64), e["n"], correct, valid, truncated, length))
+    return np.array(rows, EVALUATION_ROW)
+
+
+def completion_tables(completions: Iterable[tuple[int, float, str, Any, int, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """(flat tokens, rows of COMPLETION_ROW) from (training seed, at, benchmark, problem, sample, token ids)."""
+    rows, parts, start = [], [], 0
+    for seed, at, benchmark, problem, sample, tokens in completions:
+        rows.append((seed, float(at), _name(benchmark, 32), _name(problem, 64), sample, start, len(tokens)))
+        parts.append(np.asarray(tokens, "<u4"))
+        start += len(tokens)
+    flat = np.concatenate(parts) if parts else np.zeros(0, "<u2")
+    return flat.astype("<u4" if flat.size and flat.max() > 0xFFFF else "<u2"), np.array(rows, COMPLETION_ROW)
+
+
+def curve_table(rows_by_seed: Mapping[int, Iterable[Mapping[str, Any]]]) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
+    """(names (K,), steps (T,), values (S, K, T)) from curves.jsonl rows of each seed; what a row lacks is NaN."""
+    rows = {seed: list(r) for seed, r in rows_by_seed.items()}
+    names = sorted({k for r in rows.values() for row in r for k, v in row.items() if k != "step" and isinstance(v, (int, float))})
+    steps = sorted({int(row["step"]) for r in rows.values() for row in r})
+    column, place = {n: i for i, n in enumerate(names)}, {t: i for i, t in enumerate(steps)}
+    values = np.full((len(rows), len(names), len(steps)), np.nan)
+    for s, seed_rows in enumerate(rows.values()):
+        for row in seed_rows:
+            for name in column.keys() & row.keys():
+                if row[name] is not None:
+                    values[s, column[name], place[int(row["step"])]] = row[name]
+    return tuple(names), np.array(steps, "<i8"), values
+
+
+def _name(value: Any, width: int) -> bytes:
+    raw = str(value).encode()
+    if len(raw) > width:
+        raise PoiseError(f"the archive stores names of at most {width} bytes, got {len(raw)}: {value!r}. Shorten it")
+    return raw
+
+
+# --- records
+
+def write(path: Path, entry: Entry) -> str:
+    """Write a record once; its sha256. The same content again is fine, other content under that name is refused."""
+    try:
+        datasets = _layout(entry)
+    except ValueError as error:
+        raise PoiseError(f"{entry.id}: cannot be archived: {error}; figures must be finite or null (curves may hold NaN)") from None
+    digest = _digest(datasets)
+    if path.exists():
+        _refuse_other(path, digest)
+        return digest
+    try:
+        files.write_atomic(path, _pack(datasets, "record", digest))
+    except OSError as error:
+        raise PoiseError(f"cannot write {path}: {error.strerror or error}. Make room or make the folder writable, then run "
+                         "the campaign again: nothing is lost") from None
+    return digest
+
+
+def read(path: Path) -> Entry:
+    """The entry as it was written; CorruptFile otherwise."""
+    return _read(path)[0]
+
+
+def summary(entry: Entry, record_sha256: str | None = None) -> EntrySummary:
+    """The entry's row in the index."""
+    score = entry.score
+    return EntrySummary(
+        id=entry.id, name=entry.name, parents=tuple(entry.parents), outcome=Outcome(entry.outcome), cause=entry.cause,
+        proposer=entry.proposer, mechanisms=tuple(entry.proposal.get("mechanisms", ())),
+        score=_score(score) if score else None, behaviour=dict(entry.behaviour), verdict=entry.reflection.get("verdict", ""),
+        run_seconds=float(sum(a.get("run_seconds") or 0.0 for a in entry.attempts)), created=entry.created,
+        record_sha256=record_sha256 or _digest(_layout(entry)))
+
+
+def verify(path: Path) -> list[str]:
+    """What is wrong with one record; [] when it is whole."""
+    return _check(path)[0]
+
+
+def verify_campaign(campaign: Path) -> dict[str, list[str]]:
+    """Candidate -> problems, over all records, the index and the genealogy; {} when all is well."""
+    problems: dict[str, list[str]] = {}
+    rows: dict[str, EntrySummary] = {}
+    for id in _listed(campaign):
+        problems[id], row = _check(campaign / "records" / f"{id}.h5")
+        if row:
+            rows[id] = row
+    for id, row in rows.items():
+        problems[id] += [f"parent {p} has no record" for p in row.parents if p not in problems]
+    for indexed in map(json.loads, _index_lines(campaign)):
+        id = indexed["id"]
+        found = problems.setdefault(id, [f"in the index, but records/{id}.h5 is missing"])
+        if id in rows and indexed["record_sha256"] != rows[id].record_sha256:
+            found.append("the index holds other content than the record; `poise-hpc archive rebuild` makes it anew")
+    return {id: found for id, found in problems.items() if found}
+
+
+def _check(path: Path) -> tuple[list[str], EntrySummary | None]:
+    try:
+        row = summary(*_read(path))
+    except PoiseError as error:
+        return [str(error)], None
+    return ([] if path.stem == row.id else [f"{path} holds {row.id}: the file was renamed or copied"]), row
+
+
+def _layout(entry: Entry) -> dict[str, np.ndarray]:
+    """An entry as named arrays, in the types they have on disk."""
+    return {
+        "entry": _text(files.dumps({name: getattr(entry, name) for name in SCALARS})),
+        "config": _text(entry.config),
+        **{f"code/{name}": _text(text) for name, text in entry.code.items()},
+        "curves/steps": np.ascontiguousarray(entry.curve_steps, "<i8"),
+        "curves/values": np.ascontiguousarray(entry.curve_values, "<f8"),
+        "evaluations": np.ascontiguousarray(entry.evaluations, EVALUATION_ROW),
+        "completions/tokens": np.ascontiguousarray(entry.completion_tokens),
+        "completions/index": np.ascontiguousarray(entry.completion_index, COMPLETION_ROW),
+    }
+
+
+def _read(path: Path) -> tuple[Entry, str]:
+    datasets, digest = _unpack(path, "record")
+    data = json.loads(datasets["entry"].tobytes())
+    for name in ("parents", "seeds", "curve_names"):
+        data[name] = tuple(data[name])
+    return Entry(
+        **data | {"outcome": Outcome(data["outcome"])},
+        config=datasets["config"].tobytes().decode(),
+        code={name.removeprefix("code/"): raw.tobytes().decode() for name, raw in datasets.items() if name.startswith("code/")},
+        curve_steps=datasets["curves/steps"], curve_values=datasets["curves/values"], evaluations=datasets["evaluations"],
+        completion_tokens=datasets["completions/tokens"], completion_index=datasets["completions/index"]), digest
+
+
+def _refuse_other(path: Path, digest: str) -> None:
+    try:
+        there = _read(path)[1]
+    except CorruptFile as error:
+        raise CorruptFile(f"{error}. Its content is at hand: delete the file and run the campaign again") from None
+    if there != digest:
+        raise PoiseError(f"{path} exists with other content (sha256 {there[:12]}, new {digest[:12]}). Records are write-once: move "
+                         "it away if it is the wrong one")
+
+
+def _text(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode(), np.uint8)
+
+
+def _score(data: Mapping[str, Any]) -> Score:
+    pair = lambda v: tuple(v) if v is not None else None  # noqa: E731
+    return Score(**{**data, "ci": pair(data["ci"]), "delta_ci": pair(data["delta_ci"])})
+
+
+# --- HDF5
+
+def _digest(datasets: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 over name, type, shape and bytes of every dataset, by name."""
+    sha = hashlib.sha256()
+    for name in sorted(datasets):
+        array = datasets[name]
+        sha.update(f"{name}|{_type(array.dtype)}|{array.shape}\n".encode())
+        sha.update(memoryview(array).cast("B") if array.size else b"")
+    return sha.hexdigest()
+
+
+def _type(dtype: np.dtype) -> str:
+    # not dtype.descr: h5py adds its own metadata to the strings it reads
+    return ",".join(f"{name}:{dtype[name].str}" for name in dtype.names) if dtype.names else dtype.str
+
+
+def _pack(datasets: Mapping[str, np.ndarray], kind: str, digest: str) -> bytes:
+    """An HDF5 file's bytes. Equal content gives equal bytes (no times); "latest" checksums all metadata."""
+    import h5py
+
+    with h5py.File.in_memory(libver="latest") as f:
+        f.attrs.update({"format": FORMAT, "kind": kind, "sha256": digest})
+        for name in sorted(datasets):
+            array = datasets[name]
+            filters = {"compression": "gzip", "compression_opts": 1, "shuffle": True} if array.nbytes > COMPRESS_BYTES else {}
+            f.create_dataset(name, data=array, track_times=False, **filters)
+        f.flush()
+        return f.id.get_file_image()
+
+
+def _unpack(path: Path, kind: str) -> tuple[dict[str, np.ndarray], str]:
+    """(datasets, sha256) of a file of ours, checked; CorruptFile when it is not what was written."""
+    import h5py
+
+    try:
+        raw = path.read_bytes()  # through Python, not HDF5: no file locks, and a read error is told from damage
+    except OSError as error:
+        raise CorruptFile(f"{path} cannot be read: {error.strerror or error}") from None
+    datasets: dict[str, np.ndarray] = {}
+    try:
+        with h5py.File.in_memory(raw) as f:
+            there = {name: f.attrs[name] for name in ("format", "kind", "sha256")}
+            f.visititems(lambda name, item: datasets.update({name: np.asarray(item[()])}) if isinstance(item, h5py.Dataset) else None)
+        digest = _digest(datasets)
+    except DAMAGE as error:
+        raise CorruptFile(f"{path} is damaged or no HDF5 file ({len(raw)} bytes): {str(error)[:120]}") from None
+    if digest != there["sha256"]:
+        raise CorruptFile(f"{path} is damaged: its content has sha256 {digest[:12]}, {str(there['sha256'])[:12]} was written")
+    if (there["format"], there["kind"]) != (FORMAT, kind):
+        raise CorruptFile(f"{path} is a {there['kind']} of format {there['format']}; a {kind} of format {FORMAT} was wanted")
+    return datasets, digest
+
+
+# --- index
+
+class ArchiveView:
+    """All entries of a campaign as summaries, in memory; the controller keeps one and adds to it.
+
+    `load` lists the record names, takes what the index knows and reads the rest one by one, so an index that is old,
+    damaged, foreign or absent costs time and never a wrong answer.
+    """
+
+    def __init__(self, campaign: Path):
+        self.campaign = campaign
+        self.entries: list[EntrySummary] = []     # by candidate number
+        self.problems: dict[str, str] = {}        # candidate -> why it is not in `entries`, or what is wrong with it
+        self._lines: dict[str, str] = {}          # candidate -> its JSON line in the index
+        self._unindexed = 0
+
+    @classmethod
+    def load(cls, campaign: Path, *, use_index: bool = True) -> ArchiveView:
+        view = cls(campaign)
+        listed = set(_listed(campaign))
+        lines = _index_lines(campaign) if use_index else []
+        indexed = [_summary(data) for data in json.loads(f"[{','.join(lines)}]")]
+        if _foreign(campaign, [row for row in indexed if row.id in listed]):
+            lines, indexed = [], []
+        view._lines = {row.id: line for row, line in zip(indexed, lines, strict=True)}
+        for id in view._lines.keys() - listed:
+            view.problems[id] = f"records/{id}.h5 is missing; what is shown comes from the index"
+        read_now = []
+        for id in listed - view._lines.keys():
+            try:
+                read_now.append(view._remember(summary(*_read(campaign / "records" / f"{id}.h5"))))
+            except PoiseError as error:
+                view.problems[id] = str(error)
+        view.entries = sorted(indexed + read_now, key=lambda row: candidate_number(row.id))
+        view._unindexed = len(read_now)
+        if view._unindexed >= INDEX_LAG:
+            view.write_index()
+        return view
+
+    def add(self, entry: Entry) -> EntrySummary:
+        """Write the entry's record and show it; the index follows every INDEX_LAG records."""
+        row = summary(entry, write(self.campaign / "records" / f"{entry.id}.h5", entry))
+        place = bisect.bisect_left(self.entries, candidate_number(row.id), key=lambda e: candidate_number(e.id))
+        if not (place < len(self.entries) and self.entries[place].id == row.id):
+            self.entries.insert(place, self._remember(row))
+            self._unindexed += 1
+        self.problems.pop(row.id, None)
+        if self._unindexed >= INDEX_LAG:
+            self.write_index()
+        return row
+
+    def write_index(self) -> None:
+        """Replace index.h5. A reader without write permission, or a full disk, goes without: it is disposable."""
+        datasets = {"summaries": _text("\n".join(self._lines[row.id] for row in self.entries)),
+                    "table": np.array([_row(e) for e in self.entries], INDEX_ROW)}
+        try:
+            files.write_atomic(self.campaign / "index.h5", _pack(datasets, "index", _digest(datasets)), sync=False)
+        except OSError:
+            return
+        self._unindexed = 0
+
+    def _remember(self, row: EntrySummary) -> EntrySummary:
+        self._lines[row.id] = files.dumps(asdict(row))
+        return row
+
+
+def rebuild(campaign: Path) -> ArchiveView:
+    """Write the index anew from the records alone."""
+    view = ArchiveView.load(campaign, use_index=False)
+    view.write_index()
+    return view
+
+
+def _listed(campaign: Path) -> list[str]:
+    """Candidates with a record file, by name only: 10,000 stat calls on a shared file system take seconds."""
+    try:
+        names = os.listdir(campaign / "records")
+    except FileNotFoundError:
+        raise PoiseError(f"{campaign} has no folder 'records': it is no campaign") from None
+    return sorted((m[1] for m in map(RECORD_NAME.fullmatch, names) if m), key=candidate_number)
+
+
+def _index_lines(campaign: Path) -> list[str]:
+    try:
+        text = _unpack(campaign / "index.h5", "index")[0]["summaries"].tobytes().decode()
+        return text.split("\n") if text else []  # not splitlines: it also splits at U+2028 and friends
+    except CorruptFile:
+        return []
+
+
+def _foreign(campaign: Path, indexed: list[EntrySummary]) -> bool:
+    """Does the index belong to other records (a copied or restored folder)? Its first and last row are looked up."""
+    for row in {e.id: e for e in indexed[:1] + indexed[-1:]}.values():
+        try:
+            if _unpack(campaign / "records" / f"{row.id}.h5", "record")[1] != row.record_sha256:
+                return True
+        except CorruptFile:
+            continue  # rotten, not foreign: `verify_campaign` names it
+    return False
+
+
+def _summary(data: dict[str, Any]) -> EntrySummary:
+    data["parents"], data["mechanisms"] = tuple(data["parents"]), tuple(data["mechanisms"])
+    data["outcome"] = Outcome(data["outcome"])
+    data["score"] = _score(data["score"]) if data["score"] else None
+    return EntrySummary(**data)
+
+
+def _row(e: EntrySummary) -> tuple[Any, ...]:
+    nan = float("nan")
+    overall, final, delta = (e.score.overall, e.score.final, e.score.delta) if e.score else (nan, nan, None)
+    return (e.id.encode(), e.outcome.encode(), overall, final, nan if delta is None else delta, e.run_seconds)
