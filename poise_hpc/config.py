@@ -95,6 +95,7 @@ class Benchmark(Section):
 
 class Evaluate(Section):
     at: tuple[Fraction, ...] = (0.25, 0.5, 1.0)  # fractions of the training steps
+    purpose: Literal["selection", "confirmation"] = "selection"  # which of the task's prompts
     score: Literal["curve", "final"] = "curve"   # Overall of all points averaged, or of the last
     benchmarks: dict[str, Benchmark] = {
         "easy": Benchmark(split="easy", problems=96, samples=4, metrics={"acc@1": 0.2}),
@@ -131,7 +132,8 @@ class Acquisition(Section):
 class Search(Section):
     seed: int = 0
     proposer: Literal["offline", "llm"] = "offline"
-    candidates: Positive = 7            # besides the baseline
+    baseline: str = "grpo"              # a seed algorithm, or a package folder: what everything is paired with
+    candidates: Annotated[int, Field(ge=0)] = 7  # that the proposer makes; the baseline and added ones come on top
     train_seeds: tuple[int, ...] = (0, 1)   # paired: every candidate trains on the same ones
     window: Positive = 4                # candidate k is proposed once 1 .. k - window are archived, and sees exactly those
     per_parent: Positive = 2            # candidates in a row from one chosen parent
@@ -149,6 +151,66 @@ class Search(Section):
         if not value or len(set(value)) != len(value) or min(value) < 0:
             raise ValueError(f"needs at least one seed, all distinct and not negative, got {list(value)}")
         return value
+
+
+class Price(Section):
+    """Currency units per million tokens."""
+
+    prompt: Annotated[float, Field(ge=0)]
+    completion: Annotated[float, Field(ge=0)]
+
+
+OPERATORS = ("propose", "implement", "review", "reflect", "synthesize")
+
+
+class Agent(Section):
+    """The LLM behind `search.proposer: llm`, see docs/AGENT.md. It says where the key is, never the key."""
+
+    base_url: str = "http://127.0.0.1:8000/v1"  # any OpenAI-compatible endpoint
+    api_key_file: str | None = None             # one line, readable by its owner only
+    api_key_env: str | None = None              # name of a variable of the login node
+    models: dict[str, tuple[str, ...]] = {}     # operator or "default" -> a model, then its fallbacks
+    temperature: Annotated[float, Field(ge=0)] | None = 1.0  # None: the server's own
+    max_tokens: Positive = 16384                # of one reply, reasoning included
+    max_tokens_key: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"  # what the server calls it
+    timeout_s: Annotated[float, Field(gt=0)] = 600.0         # silence of the server
+    max_attempts: Positive = 6                  # per model, on 408, 429, 5xx, timeouts and lost connections
+    backoff_s: Annotated[float, Field(gt=0)] = 2.0           # before attempt 2; doubles
+    backoff_max_s: Annotated[float, Field(gt=0)] = 120.0
+    max_parallel: Positive = 4                  # requests in flight
+    requests_per_min: Annotated[float, Field(gt=0)] | None = None
+    prices: dict[str, Price] = {}               # by model
+    budget_cost: Annotated[float, Field(ge=0)] | None = None   # currency units of `prices`, whole campaign
+    budget_tokens: Annotated[int, Field(ge=0)] | None = None   # prompt + completion, whole campaign
+    proposals: Positive = 3                     # ideas per call
+    duplicate_rounds: Annotated[int, Field(ge=0)] = 2        # times that duplicates go back
+    repair_rounds: Annotated[int, Field(ge=0)] = 3           # times that code goes back to its author
+    synthesize_every: Positive = 8              # candidates between two revisions of the living notes
+    cards: tuple[str, ...] = ()                 # folders with the user's own literature cards
+
+    @field_validator("cards", mode="before")
+    @classmethod
+    def _tuple(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _models(cls, value: Any) -> Any:
+        return {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()} if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _check(self) -> Agent:
+        for operator, models in self.models.items():
+            if operator not in (*OPERATORS, "default"):
+                raise ValueError(f"models: {operator!r} is not an operator; known: {', '.join(OPERATORS)}, default")
+            if not models or len(set(models)) != len(models):
+                raise ValueError(f"models: {operator!r} needs at least one model, each named once, got {list(models)}")
+        used = {m for models in self.models.values() for m in models}
+        if self.budget_cost is not None and (unpriced := used - self.prices.keys()):
+            raise ValueError(f"budget_cost needs a price for every model; missing: {', '.join(sorted(unpriced))}")
+        if self.api_key_file and self.api_key_env:
+            raise ValueError("give 'api_key_file' or 'api_key_env', not both")
+        return self
 
 
 class Budget(Section):
@@ -180,8 +242,15 @@ class Config(Section):
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
     search: Search = Search()
+    agent: Agent = Agent()
     budget: Budget = Budget()
     jobs: Jobs = Jobs()
+
+    @model_validator(mode="after")
+    def _llm(self) -> Config:
+        if self.search.proposer == "llm" and "default" not in self.agent.models:
+            raise ValueError("search.proposer 'llm' needs agent.models.default: [model, fallback, ...]")
+        return self
 
     @model_validator(mode="after")
     def _batch(self) -> Config:

@@ -1,0 +1,221 @@
+"""LLM calls to an OpenAI-compatible endpoint, paid once and within a budget. The only home of `openai`.
+
+`Client.complete(request)` answers from the transcript if the request was ever answered; otherwise it tries the
+operator's models in order. Per attempt: reserve the worst case, note the request, send, note the reply, hand it out.
+
+Retried with backoff: 408, 429 (Retry-After is honoured), 5xx, timeouts, lost connections. Not retried: 400, 401, 403,
+404, 422. The openai client's own retries are off: it would generate, and charge, again without telling.
+
+Not covered: streaming, tools, images; providers' discounts for cached prompts (the ledger then shows too much).
+"""
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any
+
+from .config import Agent
+from .replay import LLMError, Rejected, Unavailable, models_for, recorded, unusable
+from .transcript import Amount, Limit, Reply, Request, Transcript, read_body
+from .types import UsageError
+
+CONNECT_S = 10.0      # to open a connection; `agent.timeout_s` is the server's silence after that
+FRAMING_TOKENS = 32   # a chat template's own tokens per message, more than any seen
+RETRIED = frozenset({408, 429})
+NEVER_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError", "UnsupportedProtocol"})
+
+
+@dataclass(eq=False)
+class Failure(Exception):
+    """One attempt without a reply."""
+
+    status: int | None           # HTTP; None: no answer came
+    message: str
+    retry: bool
+    billable: bool = False       # the server may have generated, and charge for it
+    retry_after_s: float | None = None
+
+
+class Client:
+    """Thread-safe: `agent.max_parallel` requests in flight at most."""
+
+    def __init__(self, settings: Agent, transcript: Transcript, *, seed: int = 0,
+                 environ: Mapping[str, str] = os.environ, sleep: Callable[[float], None] = time.sleep,
+                 clock: Callable[[], float] = time.monotonic):
+        self.settings, self.transcript, self._seed, self._sleep = settings, transcript, seed, sleep
+        self._send = _endpoint(settings, read_key(settings, environ))
+        self._slots = threading.Semaphore(settings.max_parallel)
+        self._pace = Pace(settings.requests_per_min, sleep, clock)
+        self._no_schema: set[str] = set()  # models that answered 400 to a schema and not without it
+        self._limit = Limit(settings.budget_tokens,
+                            None if settings.budget_cost is None else Decimal(str(settings.budget_cost)))
+
+    def complete(self, request: Request) -> Reply:
+        models = models_for(self.settings, request.operator)
+        if reply := recorded(self.transcript, request, models):
+            return reply
+        failures: list[LLMError] = []
+        for model in models:
+            try:
+                # a recorded reply is unusable here: refused or empty, and not to be paid for again
+                reply = self.transcript.replies(request.key).get(model) or self._ask(model, request)
+            except (Unavailable, Rejected) as error:
+                failures.append(error)
+                continue
+            if reply.usable:
+                return reply
+            failures.append(unusable(request, reply))
+        raise next((f for f in failures if isinstance(f, Unavailable)), failures[0])
+
+    def _ask(self, model: str, request: Request) -> Reply:
+        where = f"{request.candidate} {request.operator}: {model} at {self.settings.base_url}"
+        schema, attempt = request.schema is not None and model not in self._no_schema, 1
+        while True:
+            try:
+                reply = self._attempt(model, request, schema)
+                if request.schema and not schema:
+                    self._no_schema.add(model)
+                return reply
+            except Failure as error:
+                if error.status == 400 and schema:  # perhaps it only dislikes the schema
+                    schema = False
+                    continue
+                if not error.retry:
+                    raise Rejected(f"{where} answered {error.status}: {error.message}. Check agent.base_url, "
+                                   f"agent.models and the key") from None
+                wait = self._wait_s(error, f"{self._seed}/{request.key}/{model}/{attempt}", attempt)
+                if attempt == self.settings.max_attempts or wait > self.settings.backoff_max_s:
+                    raise Unavailable(f"{where}: attempt {attempt} failed ({error.message}), next wait {wait:.0f} s. "
+                                      f"Run again when the endpoint is back: nothing paid is lost") from None
+            self._sleep(wait)
+            attempt += 1
+
+    def _wait_s(self, error: Failure, stream: str, attempt: int) -> float:
+        """Retry-After if the server says so; else exponential with up to 25 % of jitter, so that parallel calls spread."""
+        if error.retry_after_s is not None:
+            return error.retry_after_s
+        jitter = 1 - 0.25 * random.Random(stream).random()
+        return jitter * min(self.settings.backoff_s * 2.0 ** (attempt - 1), self.settings.backoff_max_s)
+
+    def _attempt(self, model: str, request: Request, schema: bool) -> Reply:
+        worst = self._amount(model, prompt_bound(request), self.settings.max_tokens)
+        with self._slots:
+            self._pace.wait()
+            call = self.transcript.begin(request, model, schema, worst, self._limit)
+            try:
+                body = self._send(model, request, schema)
+            except Failure as error:
+                self.transcript.fail(call, request, model, error.status, error.message,
+                                     worst if error.billable else Amount())
+                raise
+            try:
+                reply = read_body(model, body)
+            except ValueError as error:  # a proxy's page, a cut body: charged or not, nobody knows
+                self.transcript.fail(call, request, model, 200, f"{error}: {body[:500]}", worst)
+                raise Failure(200, str(error), retry=True, billable=True) from None
+            known = reply.prompt_tokens is not None and reply.completion_tokens is not None
+            spent = self._amount(model, reply.prompt_tokens, reply.completion_tokens) if known else worst
+            return self.transcript.end(call, request, model, body, spent)
+
+    def _amount(self, model: str, prompt: int, completion: int) -> Amount:
+        price = self.settings.prices.get(model)
+        cost = Decimal(0) if price is None else (Decimal(str(price.prompt)) * prompt
+                                                 + Decimal(str(price.completion)) * completion) / 1_000_000
+        return Amount(prompt + completion, cost)
+
+
+def prompt_bound(request: Request) -> int:
+    """Tokens of the prompt, at most: a token of a byte-level tokenizer is at least one byte."""
+    texts = [m["content"] for m in request.messages] + ([str(request.schema)] if request.schema else [])
+    return sum(len(text.encode()) + FRAMING_TOKENS for text in texts)
+
+
+def read_key(settings: Agent, environ: Mapping[str, str]) -> str:
+    """The key, or "none" for a server that wants none. It lives in the HTTP client only."""
+    if settings.api_key_env:
+        if not (key := environ.get(settings.api_key_env, "").strip()):
+            raise UsageError(f"agent.api_key_env: the variable {settings.api_key_env} is not set on this machine")
+        return key
+    if settings.api_key_file:
+        path = Path(settings.api_key_file).expanduser()
+        try:
+            mode, key = path.stat().st_mode, path.read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"agent.api_key_file: {path} cannot be read ({error})") from None
+        if mode & 0o077:
+            raise UsageError(f"agent.api_key_file: others may read {path}; `chmod 600` it")
+        if not key or len(key.split()) != 1:
+            raise UsageError(f"agent.api_key_file: {path} must hold the key alone, on one line")
+        return key
+    return "none"
+
+
+class Pace:
+    """At most `per_min` sends a minute, evenly spaced."""
+
+    def __init__(self, per_min: float | None, sleep: Callable[[float], None], clock: Callable[[], float]):
+        self._gap_s = 60.0 / per_min if per_min else 0.0
+        self._sleep, self._clock, self._next, self._lock = sleep, clock, float("-inf"), threading.Lock()
+
+    def wait(self) -> None:
+        with self._lock:
+            now = self._clock()
+            slot = max(now, self._next)
+            self._next = slot + self._gap_s
+        if slot > now:
+            self._sleep(slot - now)
+
+
+def _endpoint(settings: Agent, key: str) -> Callable[[str, Request, bool], str]:
+    """send(model, request, with schema) -> the reply's body, or Failure. The key stays in this closure."""
+    import openai
+
+    client = openai.OpenAI(base_url=settings.base_url, api_key=key, max_retries=0,
+                           timeout=openai.Timeout(settings.timeout_s, connect=min(CONNECT_S, settings.timeout_s)))
+
+    def clean(text: str) -> str:
+        return text.replace(key, "[key]") if key != "none" else text
+
+    def send(model: str, request: Request, schema: bool) -> str:
+        options: dict[str, Any] = {settings.max_tokens_key: settings.max_tokens}
+        if settings.temperature is not None:
+            options["temperature"] = settings.temperature
+        if schema:
+            options["response_format"] = {"type": "json_schema", "json_schema": {
+                "name": request.operator, "strict": True, "schema": request.schema}}
+        try:
+            raw = client.chat.completions.with_raw_response.create(model=model, messages=list(request.messages), **options)
+        except openai.APIStatusError as error:
+            status = error.status_code
+            quota = getattr(error, "code", None) == "insufficient_quota"  # a 429 that no waiting cures
+            raise Failure(status, clean(str(error))[:2000], retry=not quota and (status in RETRIED or status >= 500),
+                          retry_after_s=_retry_after_s(error.response.headers)) from None
+        except openai.APIConnectionError as error:
+            cause = error.__cause__
+            raise Failure(None, clean(f"{error} ({type(cause).__name__}: {cause})"), retry=True,
+                          billable=type(cause).__name__ not in NEVER_SENT) from None
+        return clean(raw.http_response.content.decode("utf-8", "replace"))
+
+    return send
+
+
+def _retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """Seconds, from a number or an HTTP date (RFC 9110, 10.2.3); a date counts from the server's own clock."""
+    value = headers.get("retry-after")
+    if not value:
+        return None
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, (parsedate_to_datetime(value) - parsedate_to_datetime(headers["date"])).total_seconds())
+    except (KeyError, TypeError, ValueError):
+        return None

@@ -1,0 +1,196 @@
+"""`llm.jsonl`: every LLM request before it is sent, every reply before it is used. Standard library only.
+
+A call leaves two lines, joined by its number. The first stands on disk before a byte goes out, so that a controller
+killed in between knows that money may have gone; the second before anybody reads the reply, so that it is never
+paid twice.
+
+    {"event": "sent",  "call", "key", "candidate", "operator", "turn", "sha256", "model", "messages", "schema",
+                       "worst": {tokens, cost}, "time"}
+    {"event": "reply", "call", "key", "model", "body": the server's bytes as text, "spent": {tokens, cost}, "time"}
+    {"event": "error", "call", "key", "model", "status", "error", "spent": {tokens, cost}, "time"}
+    {"event": "budget", "key", "error", "time"}          refused before sending
+
+Costs are decimal strings: they add up exactly.
+"""
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from . import files
+from .types import PoiseError
+
+
+class BudgetExceeded(PoiseError):
+    """The next call could cost more than is left. Nothing was sent."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One turn of a conversation. Equal requests have equal keys, whatever process builds them."""
+
+    operator: str                          # of config.OPERATORS
+    candidate: str                         # "c0007"
+    turn: int                              # of this conversation, from 0
+    messages: tuple[dict[str, str], ...]   # {"role", "content"}, oldest first
+    schema: dict[str, Any] | None = None   # JSON schema of the wanted reply
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(files.dumps([list(self.messages), self.schema]).encode()).hexdigest()
+
+    @property
+    def key(self) -> str:
+        return f"{self.candidate}/{self.operator}/{self.turn}/{self.sha256}"
+
+
+@dataclass(frozen=True)
+class Amount:
+    """What a call costs. In the currency of the configured prices."""
+
+    tokens: int = 0             # prompt + completion
+    cost: Decimal = Decimal(0)
+
+    def __add__(self, other: Amount) -> Amount:
+        return Amount(self.tokens + other.tokens, self.cost + other.cost)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"tokens": self.tokens, "cost": str(self.cost)}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Amount:
+        return cls(data["tokens"], Decimal(data["cost"]))
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Of a whole campaign. None: without limit."""
+
+    tokens: int | None = None
+    cost: Decimal | None = None
+
+    def holds(self, amount: Amount) -> bool:
+        return (self.tokens is None or amount.tokens <= self.tokens) and (self.cost is None or amount.cost <= self.cost)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A server's answer, read from its body: the same way when it arrives and when it is replayed."""
+
+    model: str                         # that was asked
+    text: str
+    finish: str                        # "stop", "length" (cut at max_tokens), "content_filter", ...
+    refusal: str                       # "" unless the model or a filter refused
+    prompt_tokens: int | None          # None: the server does not say
+    completion_tokens: int | None
+
+    @property
+    def usable(self) -> bool:
+        return bool(self.text.strip()) and not self.refusal
+
+
+def read_body(model: str, body: str) -> Reply:
+    """Reply from a chat-completion body; ValueError if it is none."""
+    data = json.loads(body)
+    try:
+        choice = data["choices"][0] if data["choices"] else {}
+        message, usage = choice.get("message") or {}, data.get("usage") or {}
+        finish = str(choice.get("finish_reason") or "")
+        tokens = [int(n) if (n := usage.get(k)) is not None else None for k in ("prompt_tokens", "completion_tokens")]
+        refusal = message.get("refusal") or ("content filter" if finish == "content_filter" else "")
+        return Reply(model, _plain(message.get("content")), finish, _plain(refusal), *tokens)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"not a chat completion ({type(error).__name__}: {error})") from None
+
+
+def _plain(text: Any) -> str:
+    """Text that can be written to a file: lone surrogates, which JSON escapes allow, become '?'."""
+    return text.encode("utf-8", "replace").decode() if isinstance(text, str) else ""
+
+
+class Transcript:
+    """The only writer of one `llm.jsonl`. Thread-safe; one process at a time (the campaign's lock sees to it)."""
+
+    def __init__(self, path: Path, clock: Callable[[], float]):
+        self.path, self._clock, self._lock = path, clock, threading.Lock()
+        self._replies: dict[str, dict[str, Reply]] = {}   # key -> model -> reply
+        self._over: dict[str, str] = {}                   # key -> why the budget refused it
+        self._amounts: dict[int, tuple[str, Amount]] = {}  # call -> operator, spent (or its worst case until known)
+        for line in files.read_lines(path):
+            self._take(line)
+
+    def replies(self, key: str) -> dict[str, Reply]:
+        """What was answered to this request, by model."""
+        with self._lock:
+            return dict(self._replies.get(key, {}))
+
+    def over_budget(self, key: str) -> str | None:
+        return self._over.get(key)
+
+    def turns(self, candidate: str, operator: str) -> list[str]:
+        """Keys of all answered requests of one operator for one candidate."""
+        return [key for key in self._replies if key.startswith(f"{candidate}/{operator}/")]
+
+    def spent(self) -> dict[str, Amount]:
+        """By operator. A call whose end is unknown counts with its worst case."""
+        out: dict[str, Amount] = {}
+        with self._lock:
+            for operator, amount in self._amounts.values():
+                out[operator] = out.get(operator, Amount()) + amount
+        return out
+
+    def begin(self, request: Request, model: str, schema: bool, worst: Amount, limit: Limit) -> int:
+        """Reserve the worst case and note the request. BudgetExceeded if `limit` does not hold that much more."""
+        with self._lock:
+            total = sum((amount for _, amount in self._amounts.values()), Amount())
+            if not limit.holds(total + worst):
+                reason = (f"{request.candidate} {request.operator}: the call could take {worst.tokens} tokens and cost "
+                          f"{worst.cost}; spent: {total.tokens} tokens and {total.cost}, budget: {limit.tokens} tokens "
+                          f"and {limit.cost}. Raise agent.budget_cost or agent.budget_tokens to go on")
+                self._append({"event": "budget", "key": request.key, "error": reason})
+                raise BudgetExceeded(reason)
+            call = max(self._amounts, default=0) + 1
+            self._append({"event": "sent", "call": call, "key": request.key, "candidate": request.candidate,
+                          "operator": request.operator, "turn": request.turn, "sha256": request.sha256, "model": model,
+                          "messages": list(request.messages), "schema": request.schema if schema else None,
+                          "worst": worst.to_json()})
+            return call
+
+    def end(self, call: int, request: Request, model: str, body: str, spent: Amount) -> Reply:
+        """Note the reply, then hand it out."""
+        with self._lock:
+            self._append({"event": "reply", "call": call, "key": request.key, "model": model, "body": body,
+                          "spent": spent.to_json()})
+            return self._replies[request.key][model]
+
+    def fail(self, call: int, request: Request, model: str, status: int | None, error: str, spent: Amount) -> None:
+        with self._lock:
+            self._append({"event": "error", "call": call, "key": request.key, "model": model, "status": status,
+                          "error": error, "spent": spent.to_json()})
+
+    def _append(self, line: dict[str, Any]) -> None:
+        line["time"] = round(self._clock(), 3)
+        files.append_line(self.path, line, sync=True)
+        self._take(line)
+
+    def _take(self, line: dict[str, Any]) -> None:
+        match line.get("event"):
+            case "sent":
+                self._amounts[line["call"]] = (line["operator"], Amount.from_json(line["worst"]))
+            case "reply":
+                self._settle(line)
+                self._replies.setdefault(line["key"], {})[line["model"]] = read_body(line["model"], line["body"])
+            case "error":
+                self._settle(line)
+            case "budget":
+                self._over[line["key"]] = line["error"]
+
+    def _settle(self, line: dict[str, Any]) -> None:
+        operator = line["key"].split("/")[1]
+        self._amounts[line["call"]] = (operator, Amount.from_json(line["spent"]))
