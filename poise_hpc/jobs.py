@@ -172,13 +172,12 @@ class Supervisor:
             if now >= next_beat:
                 next_beat = now + self.limits["heartbeat_s"]
                 latest = latest_claim(self.attempt)
-                if latest is not None and latest["restart"] > self.me.restart:
-                    self.fenced = True  # the scheduler lost this node and started the job elsewhere
+                if (self.attempt / "result.json").exists() or (latest is not None and latest["restart"] > self.me.restart):
+                    # Rank 0 has ended the job, the controller gave it up for lost, or the scheduler started it elsewhere.
+                    self.fenced = True
                     _kill(worker)
-                if self.me.rank == 0:
+                elif self.me.rank == 0:
                     files.write_json(self.attempt / "heartbeat.json", {"time": now, "restart": self.me.restart}, sync=False)
-                elif (self.attempt / "result.json").exists():
-                    _kill(worker)           # rank 0 has ended the job
                 if kill_at is None and self._other_rank_failed():
                     kill_at = now + 10.0    # a collective without it never ends; time to write an own outcome
                 if not ended and now - self.started > self.limits["seconds"]:

@@ -16,6 +16,7 @@ BASELINE_ID = "c0000"  # GRPO, the algorithm that everything is paired with
 class Stage(StrEnum):
     """Where a candidate is. The transition table is `lifecycle.next_stage`."""
 
+    PREPARE = "prepare"    # the campaign's own: model and data
     CHECK = "check"        # contract checks and static gate, as a job
     TRAIN = "train"        # one run per training seed
     EVALUATE = "evaluate"  # saved weights on the selection prompts

@@ -1,0 +1,256 @@
+"""A campaign's folder: create it, open it, lock it, read what is in it. No scheduling and no science here."""
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from . import config as configuration
+from . import files
+from .config import Config
+from .types import Outcome, PoiseError, Proposal, Stage, UsageError
+
+FORMAT = 1
+# What may change under an existing campaign: how long and how wide it runs, not what its numbers mean.
+OPERATIONAL = re.compile(r"budget(\..*)?|search\.candidates|jobs\.(max_parallel|\w+_min|memory_gb|infra_retries|heartbeat_s)|agent\..*")
+LOCK_STALE_S = 900.0  # a lock of another host that was not refreshed for so long
+
+
+@dataclass
+class Attempt:
+    """One submission of one stage, as its folder says."""
+
+    folder: Path
+    stage: Stage
+    seed: int | None
+    number: int
+    result: dict[str, Any] | None = None
+    submitted: dict[str, Any] | None = None
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def outcome(self) -> Outcome | None:
+        return Outcome(self.result["outcome"]) if self.result else None
+
+
+@dataclass
+class Candidate:
+    """A candidate that is not archived yet. `status.json` holds the first five."""
+
+    id: str
+    folder: Path
+    stage: Stage
+    outcome: Outcome | None = None
+    cause: str = ""
+    message: str = ""
+    held_from: Stage | None = None
+    forgiven: list[str] = field(default_factory=list)  # attempts whose failure a person has pardoned (`retry`)
+    attempts: list[Attempt] = field(default_factory=list)
+
+    def of(self, stage: Stage, seed: int | None) -> list[Attempt]:
+        return [a for a in self.attempts if a.stage == stage and a.seed == seed]
+
+    def save(self) -> None:
+        files.write_json(self.folder / "status.json", {
+            "id": self.id, "stage": self.stage, "outcome": self.outcome, "cause": self.cause, "message": self.message,
+            "held_from": self.held_from, "forgiven": self.forgiven})
+
+    def proposal(self) -> Proposal:
+        return Proposal.from_json(files.read_json(self.folder / "proposal.json"))
+
+
+class Campaign:
+    """Paths and plain reads. `open` and `create` are the only ways to one."""
+
+    def __init__(self, root: Path, config: Config, meta: dict[str, Any]):
+        self.root, self.config, self.meta = root, config, meta
+        self.candidates, self.records = root / "candidates", root / "records"
+
+    # --- create and open
+
+    @classmethod
+    def create(cls, root: Path, config: Config, **meta: Any) -> Campaign:
+        """A new campaign folder, whole or not at all."""
+        root = Path(os.path.abspath(root))
+        try:
+            root.parent.mkdir(parents=True, exist_ok=True)
+            temporary = root.parent / f".{root.name}.{os.getpid()}.tmp"
+            shutil.rmtree(temporary, ignore_errors=True)
+            for folder in ("candidates", "records", "inbox"):
+                (temporary / folder).mkdir(parents=True)
+            data = {"format": FORMAT, "created": time.time(), "versions": versions(), **meta}
+            files.write_json(temporary / "campaign.json", data)
+            files.write_atomic(temporary / "config.yaml", dump_yaml(config))
+            os.rename(temporary, root)
+        except OSError as error:
+            raise PoiseError(f"cannot create the campaign folder {root}: {error.strerror or error}. Give another path, or make "
+                             f"{root.parent} writable") from None
+        return cls(root, config, data)
+
+    @classmethod
+    def open(cls, root: Path) -> Campaign:
+        root = Path(os.path.abspath(root))
+        meta = files.read_json(root / "campaign.json")
+        if meta is None:
+            raise UsageError(f"{root} is no campaign: it has no campaign.json. `poise-hpc run {root}` creates one")
+        if meta["format"] != FORMAT:
+            raise UsageError(f"{root} has campaign format {meta['format']}; this version reads {FORMAT}")
+        return cls(root, configuration.load(root / "config.yaml"), meta)
+
+    @classmethod
+    def open_or_create(cls, root: Path, config: Config | None) -> Campaign:
+        """An existing campaign goes on with its frozen config; a given one may differ in operational keys only."""
+        if not (root / "campaign.json").exists():
+            return cls.create(root, config or Config())
+        campaign = cls.open(root)
+        if config is not None:
+            campaign.adopt(config)
+        return campaign
+
+    def adopt(self, config: Config) -> None:
+        """Take over operational changes; refuse others by name."""
+        changed = sorted(_differences(self.config.dump(), config.dump()))
+        refused = [line for key, line in changed if not OPERATIONAL.fullmatch(key)]
+        if refused:
+            raise UsageError(f"{self.root / 'config.yaml'} is frozen and the given config differs:\n  " + "\n  ".join(refused)
+                             + "\nscores would not be comparable: start another campaign, or give the old values")
+        if changed:
+            files.write_atomic(self.root / "config.yaml", dump_yaml(config))
+            self.log("config", "changed", "; ".join(line for _, line in changed))
+            self.config = config
+
+    # --- read
+
+    def ids(self) -> list[str]:
+        """Every candidate, in order."""
+        return sorted((e.name for e in os.scandir(self.candidates) if re.fullmatch(r"c\d{4,}", e.name)),
+                      key=lambda id: int(id[1:]))
+
+    def archived_ids(self) -> set[str]:
+        return {e.name.removesuffix(".h5") for e in os.scandir(self.records) if re.fullmatch(r"c\d{4,}\.h5", e.name)}
+
+    def load(self, id: str) -> Candidate:
+        folder = self.candidates / id
+        status = files.read_json(folder / "status.json")
+        if status is None:
+            raise UsageError(f"{self.root.name} has no candidate {id}; `poise-hpc status {self.root}` lists them")
+        outcome, held = status["outcome"], status["held_from"]
+        return Candidate(id, folder, Stage(status["stage"]), Outcome(outcome) if outcome else None, status["cause"],
+                         status["message"], Stage(held) if held else None, status["forgiven"], load_attempts(folder))
+
+    def code(self, id: str) -> dict[str, str]:
+        """The package's files, by name, as its manifest lists them."""
+        folder = self.candidates / id
+        return {name: (folder / name).read_text() for name in files.read_json(folder / "manifest.json")}
+
+    def proposal(self, id: str) -> Proposal:
+        return Proposal.from_json(files.read_json(self.candidates / id / "proposal.json"))
+
+    # --- write
+
+    def log(self, id: str, what: str, text: str = "") -> str:
+        """One event, one line, the id first."""
+        line = f"{id:<8} {what:<20} {text}".rstrip().replace("\n", " ")
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        with open(self.root / "events.log", "a") as f:
+            f.write(f"{stamp} {line}\n")
+        return line
+
+    @contextmanager
+    def lock(self) -> Iterator[Lock]:
+        lock = Lock(self.root / "controller.lock")
+        lock.take()
+        try:
+            yield lock
+        finally:
+            lock.release()
+
+
+class Lock:
+    """Who drives the campaign. An exclusive file with owner and time, refreshed by `touch`; the dead are taken over."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def take(self) -> None:
+        mine = files.process_identity() | {"taken": time.time()}
+        while not files.create_exclusive(self.path, mine):
+            owner, age = self._owner()
+            alive = files.same_host_alive(owner) if owner else None
+            if owner and (alive or (alive is None and age < LOCK_STALE_S)):
+                raise PoiseError(f"{self.path.parent} is driven by process {owner['pid']} on {owner['host']} "
+                                 f"(lock refreshed {age:.0f} s ago). Stop that one first; two would submit everything twice")
+            grave = self.path.with_name(f".controller.lock.dead.{os.getpid()}.{time.monotonic_ns()}")
+            try:
+                os.rename(self.path, grave)
+            except FileNotFoundError:
+                continue
+            # Another controller may have buried the dead lock and taken a new one between our look and our rename.
+            if files.read_json(grave) != owner:
+                try:
+                    os.link(grave, self.path)
+                except FileExistsError:
+                    pass
+            grave.unlink()
+
+    def _owner(self) -> tuple[dict[str, Any] | None, float]:
+        try:
+            return files.read_json(self.path), time.time() - self.path.stat().st_mtime
+        except (FileNotFoundError, files.CorruptFile):
+            return None, 0.0
+
+    def touch(self) -> None:
+        os.utime(self.path)
+
+    def release(self) -> None:
+        owner = files.read_json(self.path)
+        if owner is not None and owner["pid"] == os.getpid():
+            self.path.unlink()
+
+
+def load_attempts(candidate: Path) -> list[Attempt]:
+    out = []
+    folder = candidate / "attempts"
+    for entry in os.scandir(folder) if folder.is_dir() else ():
+        match = re.fullmatch(r"(\w+?)(?:-s(\d+))?-(\d+)", entry.name)
+        if match and entry.is_dir():
+            stage, seed, number = match.groups()
+            path = Path(entry.path)
+            out.append(Attempt(path, Stage(stage), int(seed) if seed else None, int(number),
+                               files.read_json(path / "result.json"), files.read_json(path / "submitted.json")))
+    return sorted(out, key=lambda a: (a.stage, -1 if a.seed is None else a.seed, a.number))
+
+
+def dump_yaml(config: Config) -> str:
+    return yaml.safe_dump(config.dump(), sort_keys=False, allow_unicode=True)
+
+
+def versions() -> dict[str, str]:
+    """Of everything that numbers depend on; "" where a package is not installed."""
+    out = {}
+    for package in ("poise-hpc", "torch", "transformers", "deepspeed", "vllm", "submitit", "h5py", "numpy"):
+        try:
+            out[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            out[package] = ""
+    return out
+
+
+def _differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in old.keys() | new.keys():
+            yield from _differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+    elif old != new:
+        yield key, f"{key}: {old!r} -> {new!r}"

@@ -1,0 +1,369 @@
+"""`poise-hpc`: a command parses, calls, prints. Exit codes: 0 done or progressed; 1 a runtime failure, named; 2 usage or
+config error; 3 the campaign needs a person (something is held)."""
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from . import __version__
+from .types import PoiseError, UsageError
+
+FOLDER = click.Path(path_type=Path)
+HELD = 3
+
+
+class Command(click.Group):
+    """Turns our errors into one line and an exit code; a traceback is a bug."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UsageError as error:
+            click.echo(f"error: {error}", err=True)
+            sys.exit(2)
+        except (PoiseError, OSError) as error:
+            click.echo(f"error: {error}", err=True)
+            sys.exit(1)
+
+
+@click.group(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="poise-hpc")
+def main() -> None:
+    """Discover policy-optimization algorithms for language models (POISE), on a laptop or a SLURM cluster."""
+
+
+def as_json(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option("--json", "as_json", is_flag=True, help="Print machine-readable JSON.")(command)
+
+
+def emit(data: Any, as_json: bool, text: Callable[[Any], str]) -> None:
+    click.echo(json.dumps(data, indent=2, default=str) if as_json else text(data))
+
+
+# --- drive a campaign
+
+@main.command()
+@click.argument("campaign", type=FOLDER)
+@click.option("--config", "config_file", type=FOLDER, help="YAML; defaults are the base lab.")
+@click.option("--max-candidates", type=click.IntRange(0), help="Raise or lower search.candidates.")
+@click.option("--cache-dir", type=FOLDER, envvar="POISE_CACHE_DIR", help="Warm-started models. [~/.cache/poise_hpc]")
+@as_json
+def run(campaign: Path, config_file: Path | None, max_candidates: int | None, cache_dir: Path | None, as_json: bool) -> None:
+    """Create CAMPAIGN if it is new, then loop until its budget is spent. Safe to kill and repeat."""
+    from . import views
+    from .controller import drive
+
+    opened = open_or_create(campaign, config_file, max_candidates, cache_dir)
+    with opened.lock() as lock:
+        controller = build(opened, say=lambda line: click.echo(line, err=as_json))
+        stop_on_signal(controller)
+        drive(controller, time.sleep, lock, watch=Progress(opened, quiet=as_json))
+    data = views.leaderboard(opened)
+    emit(data, as_json, views.leaderboard_text)
+    held_exit(controller)
+
+
+@main.command()
+@click.argument("campaign", type=FOLDER)
+@as_json
+def step(campaign: Path, as_json: bool) -> None:
+    """One reconcile pass, for cron, scrontab or a self-resubmitting job."""
+    from . import views
+    from .campaign import Campaign
+
+    opened = Campaign.open(campaign)
+    with opened.lock():
+        controller = build(opened, say=lambda line: click.echo(line, err=as_json))
+        controller.step()
+    emit(views.status(opened), as_json, views.status_text)
+    held_exit(controller)
+
+
+def open_or_create(root: Path, config_file: Path | None, max_candidates: int | None, cache_dir: Path | None) -> Any:
+    from . import config as configuration
+    from .campaign import Campaign
+    from .tasks.base import load_task
+
+    config = configuration.load(config_file) if config_file else None
+    if max_candidates is not None:
+        base = config or (Campaign.open(root).config if (root / "campaign.json").exists() else configuration.Config())
+        config = configuration.parse(configuration.overlay(base.dump(), {"search": {"candidates": max_candidates}}))
+    if (root / "campaign.json").exists():
+        opened = Campaign.open(root)
+        if config is not None:
+            opened.adopt(config)
+        return opened
+    config = config or configuration.Config()
+    load_task(config)  # a wrong task, option, split or model folder: said before anything is created
+    cache = Path(os.path.abspath(cache_dir or Path.home() / ".cache" / "poise_hpc"))
+    cache.mkdir(parents=True, exist_ok=True)
+    return Campaign.create(root, config, cache_dir=str(cache))
+
+
+def build(campaign: Any, say: Callable[[str], None]) -> Any:
+    from .agent.offline import OfflineProposer
+    from .cluster import LocalCluster
+    from .controller import Controller
+
+    return Controller(campaign, LocalCluster(campaign.config.jobs.max_parallel), OfflineProposer(), say=say)
+
+
+def stop_on_signal(controller: Any) -> None:
+    """Ctrl-C and TERM: ask this host's jobs to save and stop, then leave. The next `run` goes on from there."""
+    def leave(number: int, frame: Any) -> None:
+        running = [controller.submitted(a) for _, a in controller.in_flight()]
+        controller.cluster.cancel(running)
+        controller.event("campaign", "stopped", f"by signal {number}; {len(running)} jobs asked to save and stop")
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGINT, leave)
+    signal.signal(signal.SIGTERM, leave)
+
+
+class Progress:
+    """Every few seconds: what runs, how far it is, and when the campaign will be done."""
+
+    def __init__(self, campaign: Any, quiet: bool, every_s: float = 5.0):
+        self.campaign, self.quiet, self.every_s = campaign, quiet, every_s
+        self.last = self.begun = time.monotonic()
+        self.archived_at_start: int | None = None
+
+    def __call__(self) -> None:
+        now = time.monotonic()
+        if self.quiet or now - self.last < self.every_s:
+            return
+        self.last = now
+        from . import views
+
+        data = views.status(self.campaign)
+        b = data["budget"]
+        if self.archived_at_start is None:
+            self.archived_at_start = b["archived"]
+        done = b["archived"] - self.archived_at_start
+        left = b["candidates"] + 1 - b["archived"]
+        eta = f"  campaign ETA {(now - self.begun) * left / done / 60:.1f} min" if done else ""
+        jobs = "; ".join(views.progress_text(r) for r in data["running"])
+        click.echo(f"  .. archived {b['archived']}/{b['candidates'] + 1}{eta}  |  {jobs}")
+
+
+def held_exit(controller: Any) -> None:
+    if controller.held:
+        for candidate in controller.held:
+            click.echo(f"held: {candidate.id} at {candidate.held_from}: {candidate.cause}: {candidate.message}", err=True)
+        sys.exit(HELD)
+
+
+# --- look at it
+
+@main.command()
+@click.argument("campaign", type=FOLDER)
+@as_json
+def status(campaign: Path, as_json: bool) -> None:
+    """Where the campaign is: budget, candidates, running jobs."""
+    from . import views
+    from .campaign import Campaign
+
+    emit(views.status(Campaign.open(campaign)), as_json, views.status_text)
+
+
+@main.command()
+@click.argument("campaign", type=FOLDER)
+@click.option("--every", default=2.0, show_default=True, help="Seconds between looks.")
+def watch(campaign: Path, every: float) -> None:
+    """`status` again and again, until the campaign is done."""
+    from . import views
+    from .campaign import Campaign
+
+    opened = Campaign.open(campaign)
+    while True:
+        data = views.status(opened)
+        click.clear()
+        click.echo(views.status_text(data))
+        if data["done"]:
+            return
+        time.sleep(every)
+
+
+@main.command()
+@click.argument("campaign", type=FOLDER)
+@as_json
+def leaderboard(campaign: Path, as_json: bool) -> None:
+    """Archived candidates by score, with intervals and paired differences to the baseline."""
+    from . import views
+    from .campaign import Campaign
+
+    emit(views.leaderboard(Campaign.open(campaign)), as_json, views.leaderboard_text)
+
+
+@main.command()
+@click.argument("campaign", type=FOLDER)
+@click.argument("candidate")
+@as_json
+def show(campaign: Path, candidate: str, as_json: bool) -> None:
+    """Everything about one candidate: proposal, parent choice, score, reflection, attempts."""
+    from . import views
+    from .campaign import Campaign
+
+    emit(views.show(Campaign.open(campaign), candidate), as_json, views.show_text)
+
+
+@main.command()
+@click.argument("campaign", type=FOLDER)
+@click.argument("candidate")
+@click.option("--lines", default=40, show_default=True, help="Of each attempt's log.")
+def logs(campaign: Path, candidate: str, lines: int) -> None:
+    """The logs of a candidate's attempts (`prepare`: the campaign's own job)."""
+    from . import views
+    from .campaign import Campaign
+
+    click.echo(views.logs_text(Campaign.open(campaign), candidate, lines))
+
+
+# --- change it
+
+@main.command()
+@click.argument("campaign", type=FOLDER)
+@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--parent", help="Candidate it descends from.")
+def add(campaign: Path, folder: Path, parent: str | None) -> None:
+    """Put an own algorithm package into the pipeline: the same checks, training, evaluation and archive."""
+    from . import orders
+    from .campaign import Campaign
+
+    opened = Campaign.open(campaign)
+    if parent is not None:
+        opened.load(parent)
+    orders.package(opened, folder, parent)
+    click.echo(f"{folder} is in the inbox; `poise-hpc run {campaign}` takes it up")
+
+
+def order_command(kind: str, text: str, whole: bool) -> None:
+    @main.command(name=kind, help=text)
+    @click.argument("campaign", type=FOLDER)
+    @click.argument("candidate", required=not whole)
+    def command(campaign: Path, candidate: str | None) -> None:
+        from . import orders
+        from .campaign import Campaign
+
+        opened = Campaign.open(campaign)
+        if candidate not in (None, "prepare"):
+            opened.load(candidate)
+        orders.give(opened, kind, candidate)
+        settle(opened)
+
+
+order_command("retry", "Go on with what is held: one CANDIDATE, or all.", whole=True)
+order_command("hold", "Stop one CANDIDATE's jobs; it waits for `retry`.", whole=False)
+order_command("cancel", "Stop this campaign's jobs (or one CANDIDATE's) and propose nothing new; `retry` goes on.", whole=True)
+
+
+@main.command()
+@click.argument("campaign", type=FOLDER)
+@click.option("--off", is_flag=True, help="Propose again.")
+def drain(campaign: Path, off: bool) -> None:
+    """Finish what runs, propose nothing new."""
+    from . import orders
+    from .campaign import Campaign
+
+    opened = Campaign.open(campaign)
+    orders.give(opened, "resume" if off else "drain")
+    settle(opened)
+
+
+def settle(campaign: Any) -> None:
+    """Carry the order out here, unless a controller is at work, which then does it within a second."""
+    from . import orders
+
+    try:
+        with campaign.lock():
+            orders.obey(build(campaign, say=click.echo))
+    except UsageError:
+        raise
+    except PoiseError:
+        click.echo("a controller is running: it carries the order out at its next step")
+
+
+# --- one algorithm, without a campaign
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@as_json
+def check(folder: Path, as_json: bool) -> None:
+    """Static gate and contract checks of an algorithm package, isolated as a job would be."""
+    from . import standalone
+
+    data = standalone.check(folder)
+    emit(data, as_json, standalone.check_text)
+    sys.exit(0 if data["outcome"] == "succeeded" else 1)
+
+
+# --- again, on fresh seeds, without a mechanism, elsewhere
+
+def derived_command(kind: str, text: str, config_needed: bool = False) -> None:
+    @main.command(name=kind, help=text)
+    @click.argument("campaign", type=FOLDER)
+    @click.argument("candidate")
+    @click.option("--seeds", type=click.IntRange(1), help="Number of paired training seeds.")
+    @click.option("--config", "config_file", type=FOLDER, required=config_needed, help="Another setting to run in.")
+    @as_json
+    def command(campaign: Path, candidate: str, seeds: int | None, config_file: Path | None, as_json: bool) -> None:
+        from . import derived
+        from .campaign import Campaign
+        from .controller import drive
+
+        target = derived.create(kind, Campaign.open(campaign), candidate, seeds, config_file)
+        with target.lock() as lock:
+            controller = build(target, say=lambda line: click.echo(line, err=as_json))
+            stop_on_signal(controller)
+            drive(controller, time.sleep, lock, watch=Progress(target, quiet=as_json))
+        emit(derived.report(kind, target), as_json, derived.report_text)
+        held_exit(controller)
+
+
+derived_command("rerun", "Train and evaluate an entry again from its record alone, and compare the numbers.")
+derived_command("confirm", "A winner against the baseline on fresh seeds and on prompts that selection never saw.")
+derived_command("ablate", "A winner with each of its mechanisms switched off in turn, paired seeds.")
+derived_command("transfer", "A winner against the baseline in another setting (--config).", config_needed=True)
+
+
+# --- the archive
+
+@main.group()
+def archive() -> None:
+    """Write-once HDF5 records and their rebuildable index."""
+
+
+@archive.command()
+@click.argument("campaign", type=FOLDER)
+@as_json
+def verify(campaign: Path, as_json: bool) -> None:
+    """Read every record and compare its content with its hash."""
+    from .archive import verify_campaign
+    from .campaign import Campaign
+
+    problems = verify_campaign(Campaign.open(campaign).root)
+    emit({"campaign": str(campaign), "problems": problems}, as_json,
+         lambda d: "\n".join(d["problems"]) or "every record is whole")
+    sys.exit(1 if problems else 0)
+
+
+@archive.command()
+@click.argument("campaign", type=FOLDER)
+def rebuild(campaign: Path) -> None:
+    """Make index.h5 anew from the records."""
+    from .archive import rebuild as rebuild_index
+    from .campaign import Campaign
+
+    click.echo(f"{len(rebuild_index(Campaign.open(campaign).root))} records indexed")
+
+
+if __name__ == "__main__":
+    main()

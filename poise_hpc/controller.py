@@ -1,0 +1,282 @@
+"""The loop. `step` reads what is on disk, asks the scheduler once, moves every candidate at most one stage, writes,
+returns. `run` is `step` in a loop; cron can call `step` as well. There is no resume path because there is no other.
+
+Whatever this process forgets when it is killed stands in the campaign folder: candidates are created whole (a
+renamed folder), attempts are announced before they are submitted, results are written by the jobs, and a stage
+advances only by what those files say.
+"""
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from . import files, jobspec, orders, recording
+from .agent.base import Proposer
+from .archive import ArchiveView
+from .campaign import Attempt, Campaign, Candidate
+from .cluster import Cluster, Submitted
+from .lifecycle import RESTING, next_stage
+from .proposing import Proposing
+from .types import BASELINE_ID, Outcome, PoiseError, Stage
+
+SCHEDULER_POLL_S = 1.0       # local executor: asking costs a look at /proc
+VANISHED = {"payload": {}, "run_seconds": 0.0}
+
+
+class Controller:
+    def __init__(self, campaign: Campaign, cluster: Cluster, proposer: Proposer, clock: Callable[[], float] = time.time,
+                 say: Callable[[str], None] = lambda line: None):
+        self.campaign, self.cluster, self.proposer, self.clock, self.say = campaign, cluster, proposer, clock, say
+        self.archive = ArchiveView(campaign.root)
+        archived = campaign.archived_ids()
+        self.active: dict[str, Candidate] = {id: campaign.load(id) for id in campaign.ids() if id not in archived}
+        self.count = len(archived) + len(self.active)
+        self.home = jobspec.home(campaign)
+        self.proposing = Proposing(campaign, proposer, self.archive)
+        self.stop_proposing = ""      # why no further candidate is wanted; "" while some are
+        self._asked_scheduler = 0.0
+
+    # --- the loop
+
+    def step(self) -> bool:
+        """One pass. True if anything moved."""
+        moved = orders.obey(self)
+        moved |= self.collect()
+        if self.home.stage != Stage.ARCHIVED:
+            moved |= self.advance_home()
+        else:
+            for candidate in list(self.active.values()):
+                moved |= self.advance(candidate)
+            moved |= self.propose()
+        return self.submit() or moved
+
+    @property
+    def finished(self) -> bool:
+        """Nothing will move without a person or a new budget."""
+        if self.home.stage == Stage.HELD:
+            return True
+        return self.home.stage == Stage.ARCHIVED and bool(self.stop_proposing) and all(
+            c.stage in RESTING for c in self.active.values())
+
+    @property
+    def held(self) -> list[Candidate]:
+        return [c for c in [self.home, *self.active.values()] if c.stage == Stage.HELD]
+
+    # --- results
+
+    def in_flight(self) -> list[tuple[Candidate, Attempt]]:
+        return [(c, a) for c in [self.home, *self.active.values()] for a in c.attempts if a.result is None]
+
+    def collect(self) -> bool:
+        """Read results that have appeared; notice jobs that ended without one."""
+        moved, missing = False, []
+        for candidate, attempt in self.in_flight():
+            attempt.result = files.read_json(attempt.folder / "result.json")
+            if attempt.result is None:
+                missing.append((candidate, attempt))
+            else:
+                self.note_end(candidate, attempt)
+                moved = True
+        now = self.clock()
+        if missing and now - self._asked_scheduler >= SCHEDULER_POLL_S:
+            self._asked_scheduler = now
+            moved |= self.notice_lost(missing)
+        return moved
+
+    def notice_lost(self, missing: list[tuple[Candidate, Attempt]]) -> bool:
+        """Adopt jobs whose submission was cut short; end attempts whose job is gone."""
+        moved = False
+        for candidate, attempt in missing:
+            if attempt.submitted is None:
+                attempt.submitted = files.read_json(attempt.folder / "submitted.json") or self.adopt(candidate, attempt)
+        alive = self.cluster.alive([self.submitted(a) for _, a in missing])
+        for candidate, attempt in missing:
+            if alive[attempt.folder] is False:
+                # An intent that no job claimed, of a controller that died while submitting, is nobody's failure.
+                unborn = attempt.submitted is None
+                files.create_exclusive(attempt.folder / "result.json", VANISHED | {
+                    "outcome": Outcome.PREEMPTED if unborn else Outcome.INFRA_ERROR,
+                    "cause": "never-submitted" if unborn else "vanished",
+                    "message": "the controller died before submitting it" if unborn else
+                    f"job {attempt.submitted['job_id']} is gone and left no result"})
+                # The job's own result, if it came between our two looks, stands: creation is exclusive.
+                attempt.result = files.read_json(attempt.folder / "result.json")
+                self.note_end(candidate, attempt)
+                moved = True
+        return moved
+
+    def adopt(self, candidate: Candidate, attempt: Attempt) -> dict[str, Any] | None:
+        found = self.cluster.find(attempt.folder, jobspec.job_name(self.campaign, attempt))
+        if found is not None:
+            files.write_json(attempt.folder / "submitted.json", found)
+            self.event(candidate.id, f"{attempt.stage} adopted", f"{attempt.name}  job {found['job_id']}")
+        return found
+
+    def submitted(self, attempt: Attempt) -> Submitted:
+        data = attempt.submitted or {}
+        return Submitted(attempt.folder, jobspec.job_name(self.campaign, attempt), data.get("job_id"), data.get("start"))
+
+    def note_end(self, candidate: Candidate, attempt: Attempt) -> None:
+        result = attempt.result
+        assert result is not None
+        seconds = result.get("run_seconds", 0.0)
+        cause = f"  {result['cause']}" if result["cause"] else ""
+        self.event(candidate.id, f"{attempt.stage} {result['outcome']}", f"{attempt.name}  {seconds:.1f} s{cause}")
+
+    # --- stages
+
+    def advance_home(self) -> bool:
+        """The campaign's own job: warm-started model and data, before anything else."""
+        outcome = self.stage_outcome(self.home, [None])
+        if outcome is None:
+            return False
+        attempt = self.home.of(Stage.PREPARE, None)[-1]
+        if outcome == Outcome.SUCCEEDED:
+            self.home.stage = Stage.ARCHIVED
+        else:  # a task that cannot be prepared needs a person, whoever is to blame
+            self.hold(self.home, attempt)
+        self.home.save()
+        return True
+
+    def advance(self, candidate: Candidate) -> bool:
+        """At most one stage forward."""
+        match candidate.stage:
+            case Stage.CHECK | Stage.TRAIN | Stage.EVALUATE:
+                outcome = self.stage_outcome(candidate, jobspec.units(self.campaign.config, candidate.stage))
+                if outcome is None:
+                    return False
+                return self.move(candidate, outcome)
+            case Stage.REFLECT:
+                return recording.reflect(self.campaign, candidate, self.proposer, self.archive) and self.archive_it(candidate)
+        return False
+
+    def stage_outcome(self, candidate: Candidate, units: list[int | None]) -> Outcome | None:
+        """The stage's outcome once every unit (training seed) has one; None before. The lowest failed seed is the cause."""
+        outcomes = []
+        for unit in units:
+            attempts = candidate.of(candidate.stage, unit)
+            if not attempts or attempts[-1].outcome in (None, Outcome.PREEMPTED):
+                return None
+            outcome = attempts[-1].outcome
+            if outcome == Outcome.INFRA_ERROR and self.infra_errors(candidate, unit) <= self.campaign.config.jobs.infra_retries:
+                return None
+            outcomes.append(outcome)
+        for bad in (Outcome.CANDIDATE_ERROR, Outcome.INFRA_ERROR):
+            if bad in outcomes:
+                return bad
+        return Outcome.SUCCEEDED
+
+    def infra_errors(self, candidate: Candidate, unit: int | None) -> int:
+        """Failures in a row that led nowhere: one after which the run had got further does not count."""
+        count, furthest = 0, -1
+        for attempt in candidate.of(candidate.stage, unit):
+            if attempt.outcome is Outcome.INFRA_ERROR and attempt.name not in candidate.forgiven:
+                step = jobspec.checkpointed_step(attempt.folder)
+                count = 1 if step > furthest else count + 1
+                furthest = max(furthest, step)
+        return count
+
+    def move(self, candidate: Candidate, outcome: Outcome) -> bool:
+        limit = self.campaign.config.jobs.infra_retries
+        stage = next_stage(candidate.stage, outcome, infra_errors=limit, limit=limit)
+        failed = [a for a in candidate.attempts if a.stage == candidate.stage and a.outcome == outcome]
+        if stage == Stage.HELD:
+            self.hold(candidate, failed[0])
+        else:
+            if outcome == Outcome.CANDIDATE_ERROR:
+                candidate.cause, candidate.message = failed[0].result["cause"], failed[0].result["message"]
+            if stage == Stage.REFLECT:
+                candidate.outcome = outcome
+            candidate.stage = stage
+        candidate.save()
+        return True
+
+    def hold(self, candidate: Candidate, attempt: Attempt) -> None:
+        assert attempt.result is not None
+        candidate.held_from, candidate.stage = candidate.stage, Stage.HELD
+        candidate.cause, candidate.message = attempt.result["cause"], attempt.result["message"]
+        root = self.campaign.root
+        self.event(candidate.id, "held", f"{attempt.stage} died {self.campaign.config.jobs.infra_retries + 1} times outside the "
+                   f"candidate's code ({candidate.cause}). `poise-hpc logs {root} {candidate.id}` shows it; "
+                   f"`poise-hpc retry {root} {candidate.id}` goes on")
+
+    def archive_it(self, candidate: Candidate) -> bool:
+        summary = recording.record(self.campaign, candidate, self.archive)
+        candidate.stage = Stage.ARCHIVED
+        candidate.save()
+        recording.clean(candidate)
+        del self.active[candidate.id]
+        self.event(candidate.id, "archived", recording.headline(summary))
+        return True
+
+    # --- new candidates
+
+    def propose(self) -> bool:
+        self.stop_proposing = self.proposing.exhausted(self.count, self.active, self.clock())
+        if self.stop_proposing:
+            return False
+        made = self.proposing.next(self.count, self.active)
+        if made is None:
+            return False
+        candidate, proposal = made
+        self.active[candidate.id] = candidate
+        self.count += 1
+        parents = f"  from {', '.join(proposal.parents)}" if proposal.parents else ""
+        self.event(candidate.id, "proposed", f"{proposal.name}{parents}")
+        return True
+
+    # --- submission
+
+    def submit(self) -> bool:
+        """Fill free slots: the campaign's own job, then what is nearest to its end, then the oldest."""
+        free = self.cluster.slots - len(self.in_flight())
+        moved = False
+        for candidate in sorted([self.home, *self.active.values()], key=_urgency):
+            if free <= 0:
+                break
+            if candidate.stage in (Stage.REFLECT, Stage.ARCHIVED, Stage.HELD):
+                continue
+            for unit in jobspec.units(self.campaign.config, candidate.stage):
+                attempts = candidate.of(candidate.stage, unit)
+                wanted = not attempts or attempts[-1].outcome is Outcome.PREEMPTED or (
+                    attempts[-1].outcome is Outcome.INFRA_ERROR
+                    and self.infra_errors(candidate, unit) <= self.campaign.config.jobs.infra_retries)
+                if wanted and free > 0:
+                    self.submit_one(candidate, unit, len(attempts) + 1)
+                    free -= 1
+                    moved = True
+        return moved
+
+    def submit_one(self, candidate: Candidate, unit: int | None, number: int) -> None:
+        attempt = jobspec.write_attempt(self.campaign, self.home, candidate, unit, number)
+        name = jobspec.job_name(self.campaign, attempt)
+        candidate.attempts.append(attempt)
+        attempt.submitted = self.cluster.submit(attempt.folder, name, jobspec.ranks(self.campaign.config, candidate.stage))
+        files.write_json(attempt.folder / "submitted.json", attempt.submitted)
+        self.event(candidate.id, f"{attempt.stage} submitted", f"{attempt.name}  job {attempt.submitted['job_id']}")
+
+    def event(self, id: str, what: str, text: str) -> None:
+        self.say(self.campaign.log(id, what, text))
+
+
+def _urgency(candidate: Candidate) -> tuple[int, int]:
+    order = (Stage.PREPARE, Stage.EVALUATE, Stage.TRAIN, Stage.CHECK)
+    # An own algorithm before the baseline is done would have nothing to be compared with: c0000 sorts first anyway.
+    number = int(candidate.id[1:]) if candidate.id != "prepare" else -1
+    return (order.index(candidate.stage) if candidate.stage in order else len(order), number)
+
+
+def drive(controller: Controller, sleep: Callable[[float], None], lock: Any, idle_s: float = 0.1, watch: Callable[[], None] = lambda: None) -> None:
+    """`step` until nothing is left to do."""
+    while True:
+        moved = controller.step()
+        lock.touch()
+        if controller.finished:
+            return
+        watch()
+        if not moved:
+            sleep(idle_s)
+
+
+__all__ = ["Controller", "drive", "BASELINE_ID", "PoiseError"]

@@ -1,0 +1,129 @@
+"""Campaigns made from an archive entry: rerun, confirm, ablate, transfer. Each is an ordinary campaign in a sub-folder
+of its origin, with a fixed list of packages instead of a proposer, so it survives kills and keeps records like any other.
+
+    rerun     the entry as c0000, its own seeds: do the numbers come again?
+    confirm   baseline and entry, fresh seeds, the task's confirmation prompts
+    ablate    baseline, entry, and the entry without each of its mechanisms
+    transfer  baseline and entry in another config
+
+Everything is taken from the entry's record: code, config, seeds.
+"""
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from . import config as configuration
+from . import files, views
+from .archive import ArchiveView, Entry, read
+from .campaign import Campaign
+from .types import UsageError
+
+FRESH = 1000  # fresh training seeds start here: no search uses them by default
+
+
+def create(kind: str, origin: Campaign, id: str, seeds: int | None, config_file: Path | None) -> Campaign:
+    """The derived campaign, new or (same entry, seeds and config) taken up again."""
+    path = origin.records / f"{id}.h5"
+    if not path.exists():
+        raise UsageError(f"{id} has no archive entry in {origin.root}; `poise-hpc leaderboard {origin.root}` lists those that have")
+    entry = read(path)
+    config = configuration.load(config_file) if config_file else configuration.parse(yaml.safe_load(entry.config), f"{path}: config")
+    return _open(kind, origin, entry, settings(kind, config, entry, seeds))
+
+
+def settings(kind: str, config: configuration.Config, entry: Entry, seeds: int | None) -> configuration.Config:
+    """The origin's config with what this kind changes: no proposals; for `confirm`, fresh seeds and prompts."""
+    used = config.search.train_seeds
+    change: dict[str, Any] = {"search": {"candidates": 0}, "budget": {"wall_clock_min": None, "run_hours": None}}
+    if kind in ("confirm", "transfer"):
+        first = max(FRESH, max(used) + 1)
+        change["search"]["train_seeds"] = list(range(first, first + (seeds or 5)))
+    elif seeds is not None:
+        change["search"]["train_seeds"] = list(used[:seeds]) + list(range(max(used) + 1, max(used) + 1 + seeds - len(used)))
+    if kind == "confirm":
+        change["evaluate"] = {"purpose": "confirmation"}
+    return configuration.parse(configuration.overlay(config.dump(), change))
+
+
+def _open(kind: str, origin: Campaign, entry: Entry, config: configuration.Config) -> Campaign:
+    folder = origin.root / "derived"
+    folder.mkdir(exist_ok=True)
+    for number in range(1, 1000):
+        root = folder / f"{kind}-{entry.id}-{number}"
+        if not root.exists():
+            break
+        existing = Campaign.open(root)
+        if existing.config == config and existing.meta["origin"] == {"kind": kind, "id": entry.id}:
+            return existing
+    packages = root.with_name(f".{root.name}.packages")
+    shutil.rmtree(packages, ignore_errors=True)
+    first = entry if kind == "rerun" else read(origin.records / "c0000.h5")
+    _write_package(packages / first.name, first.code, first.proposal)
+    config = configuration.parse(configuration.overlay(config.dump(), {"search": {"baseline": str(root / "packages" / first.name)}}))
+    campaign = Campaign.create(root, config, cache_dir=origin.meta["cache_dir"], origin={"kind": kind, "id": entry.id})
+    os.rename(packages, root / "packages")
+    if kind != "rerun":
+        inbox = [(entry.name, entry.code, entry.proposal)]
+        if kind == "ablate":
+            inbox += [without(entry, mechanism) for mechanism in entry.proposal["mechanisms"]]
+        for i, (name, code, proposal) in enumerate(inbox):
+            _write_package(root / "inbox" / f"{i:03d}-{name}", code, proposal | {"name": name, "parents": []})
+    return campaign
+
+
+def without(entry: Entry, mechanism: str) -> tuple[str, dict[str, str], dict[str, Any]]:
+    """The entry's package with one mechanism switched off: its own code, and one line more."""
+    code = dict(entry.code)
+    code["algorithm.py"] += f"\nALGORITHM = ALGORITHM.without({mechanism!r})\n"
+    name = f"{entry.name}-without-{mechanism}"
+    return name, code, entry.proposal | {"description": f"{entry.id} with {mechanism} switched off", "mechanisms": [
+        m for m in entry.proposal["mechanisms"] if m != mechanism]}
+
+
+def _write_package(folder: Path, code: dict[str, str], proposal: dict[str, Any]) -> None:
+    folder.mkdir(parents=True)
+    for name, text in code.items():
+        files.write_atomic(folder / name, text)
+    files.write_json(folder / "proposal.json", proposal)
+
+
+def report(kind: str, campaign: Campaign) -> dict[str, Any]:
+    """The derived leaderboard; for `rerun`, the comparison with the original record."""
+    data = views.leaderboard(campaign) | {"kind": kind, "origin": campaign.meta["origin"]}
+    if kind == "rerun":
+        old = read(campaign.root.parent.parent / "records" / f"{campaign.meta['origin']['id']}.h5")
+        new_path = campaign.records / "c0000.h5"
+        if new_path.exists():
+            data["comparison"] = compare(old, read(new_path))
+    return data
+
+
+def compare(old: Entry, new: Entry) -> dict[str, Any]:
+    """Which numbers came again. Same machine, versions and threads: all of them, to the bit."""
+    import numpy
+
+    same_curves = old.curves.shape == new.curves.shape and bool(numpy.array_equal(old.curves, new.curves, equal_nan=True))
+    changed = {k: [old.versions.get(k), new.versions.get(k)] for k in sorted(old.versions.keys() | new.versions.keys())
+               if old.versions.get(k) != new.versions.get(k)}
+    return {"identical_curves": same_curves, "identical_scores": old.score == new.score, "versions_changed": changed,
+            "hashes_changed": sorted(k for k in old.hashes if old.hashes[k] != new.hashes.get(k)),
+            "overall": [e.score["overall"] if e.score else None for e in (old, new)]}
+
+
+def report_text(data: dict[str, Any]) -> str:
+    text = views.leaderboard_text(data)
+    if "comparison" in data:
+        c = data["comparison"]
+        same = c["identical_curves"] and c["identical_scores"]
+        text += f"\nrerun of {data['origin']['id']}: " + ("every curve and score came again, bit for bit" if same else
+            f"numbers differ: overall {c['overall'][0]} then {c['overall'][1]}; versions changed: {c['versions_changed'] or 'none'}; "
+            f"hashes changed: {c['hashes_changed'] or 'none'}")
+    return text
+
+
+__all__ = ["create", "report", "report_text", "ArchiveView"]

@@ -1,0 +1,94 @@
+"""What a person asks of a campaign: hold, retry, cancel, drain. An order is a file in `inbox/`; whoever drives the
+campaign carries it out at its next step, so that a running controller and a command line never write the same state.
+"""
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import files
+from .campaign import Campaign, Candidate
+from .lifecycle import RESTING
+from .proposing import DRAIN
+from .types import Outcome, Stage
+
+if TYPE_CHECKING:
+    from .controller import Controller
+
+KINDS = ("hold", "retry", "cancel", "drain", "resume")
+
+
+def give(campaign: Campaign, kind: str, id: str | None = None) -> None:
+    assert kind in KINDS
+    files.write_json(campaign.root / "inbox" / f"{time.time_ns()}-{kind}.json", {"kind": kind, "id": id})
+
+
+def obey(controller: Controller) -> bool:
+    """Carry out every order, oldest first. An order is deleted after it took effect: all of them may be repeated."""
+    paths = sorted((controller.campaign.root / "inbox").glob("*.json"))
+    for path in paths:
+        carry_out(controller, files.read_json(path))
+        path.unlink()
+    return bool(paths)
+
+
+def carry_out(controller: Controller, order: dict[str, Any]) -> None:
+    kind, id, drain = order["kind"], order["id"], controller.campaign.root / DRAIN
+    chosen = [c for c in [controller.home, *controller.active.values()] if id in (None, c.id)]
+    match kind:
+        case "drain":
+            drain.touch()
+        case "resume":
+            drain.unlink(missing_ok=True)
+        case "hold" | "cancel":
+            for candidate in chosen:
+                stop(controller, candidate)
+            if id is None:
+                drain.touch()
+        case "retry":
+            for candidate in chosen:
+                retry(candidate)
+    controller.event(id or "campaign", kind, "by a person")
+
+
+def stop(controller: Controller, candidate: Candidate) -> None:
+    """Its jobs save and end; the candidate waits for `retry`."""
+    running = [a for a in candidate.attempts if a.result is None]
+    controller.cluster.cancel([controller.submitted(a) for a in running])
+    if candidate.stage not in RESTING:
+        candidate.held_from, candidate.stage = candidate.stage, Stage.HELD
+        candidate.cause, candidate.message = "by-a-person", "held by a person; `poise-hpc retry` goes on"
+        candidate.save()
+
+
+def retry(candidate: Candidate) -> None:
+    """Back to where it was held, its infrastructure failures pardoned."""
+    if candidate.stage == Stage.HELD and candidate.held_from is not None:
+        candidate.stage, candidate.held_from = candidate.held_from, None
+        candidate.forgiven = [a.name for a in candidate.attempts if a.outcome is Outcome.INFRA_ERROR]
+        candidate.cause = candidate.message = ""
+        candidate.save()
+
+
+def package(campaign: Campaign, folder: Path, parent: str | None) -> Path:
+    """A person's algorithm package into the inbox: whole or not at all."""
+    import os
+    import shutil
+
+    from .proposing import read_package
+
+    draft = read_package(folder)
+    target = campaign.root / "inbox" / f"{time.time_ns()}-{folder.resolve().name}"
+    temporary = target.with_name(f".{target.name}.tmp")
+    temporary.mkdir()
+    for name, text in draft.files.items():
+        files.write_atomic(temporary / name, text)
+    parents = [parent] if parent else list(draft.proposal.parents)
+    files.write_json(temporary / "proposal.json", draft.proposal.to_json() | {"parents": parents})
+    try:
+        os.rename(temporary, target)
+    except OSError:
+        shutil.rmtree(temporary)
+        raise
+    return target

@@ -1,0 +1,171 @@
+"""What a person sees of a campaign: plain data first (`--json` prints it as it is), then text. Needs no torch."""
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from . import files
+from .archive import ArchiveView
+from .campaign import Campaign, Candidate, load_attempts
+from .types import BASELINE_ID, EntrySummary, Outcome, Stage
+
+
+def status(campaign: Campaign, now: float | None = None) -> dict[str, Any]:
+    """`{campaign, done, held, budget, candidates, running}`: the interface that scripts read."""
+    from . import jobspec
+
+    now = time.time() if now is None else now
+    archive = ArchiveView(campaign.root)
+    archived = {e.id for e in archive.entries}
+    active = [campaign.load(id) for id in campaign.ids() if id not in archived]
+    home = jobspec.home(campaign)
+    rows = [archived_row(e) for e in archive.entries] + [active_row(c) for c in active]
+    wanted = campaign.config.search.candidates
+    made = sum(row["proposer"] not in ("person", "seed") for row in rows)
+    seconds = sum(e.run_seconds for e in archive.entries) + sum(
+        a.result.get("run_seconds", 0.0) * a.result.get("ranks", 1) for c in active for a in c.attempts if a.result)
+    budget = campaign.config.budget
+    return {
+        "campaign": str(campaign.root), "home": home.stage,
+        "done": home.stage == Stage.ARCHIVED and made >= wanted and not active,
+        "held": [c.id for c in [home, *active] if c.stage == Stage.HELD],
+        "budget": {"candidates": wanted, "proposed": made, "archived": len(archived), "run_hours": round(seconds / 3600, 4),
+                   "run_hours_limit": budget.run_hours, "wall_clock_min": round((now - campaign.meta["created"]) / 60, 1),
+                   "wall_clock_min_limit": budget.wall_clock_min},
+        "running": [r for c in [home, *active] for r in running(c, now)],
+        "problems": archive.problems,
+        "candidates": rows}
+
+
+def archived_row(entry: EntrySummary) -> dict[str, Any]:
+    s = entry.score
+    return {"id": entry.id, "name": entry.name, "parents": list(entry.parents), "proposer": entry.proposer, "stage": Stage.ARCHIVED,
+            "outcome": entry.outcome, "cause": entry.cause, "overall": s.overall if s else None, "ci": list(s.ci) if s and s.ci else None,
+            "delta": s.delta if s else None, "delta_ci": list(s.delta_ci) if s and s.delta_ci else None, "verdict": entry.verdict,
+            "seeds": len(s.by_seed) if s else 0}
+
+
+def active_row(candidate: Candidate) -> dict[str, Any]:
+    proposal = candidate.proposal()
+    return {"id": candidate.id, "name": proposal.name, "parents": list(proposal.parents), "proposer": proposal.proposer,
+            "stage": candidate.stage, "outcome": candidate.outcome, "cause": candidate.cause, "overall": None, "ci": None,
+            "delta": None, "delta_ci": None, "verdict": "", "seeds": 0,
+            "attempts": [{"name": a.name, "outcome": a.outcome, "cause": a.result["cause"] if a.result else ""} for a in candidate.attempts]}
+
+
+def running(candidate: Candidate, now: float) -> list[dict[str, Any]]:
+    """Jobs in flight with their progress and the time they still need."""
+    rows = []
+    for attempt in candidate.attempts:
+        if attempt.result is None:
+            claim = files.read_json(attempt.folder / "claim-0.json")
+            progress = files.read_json(attempt.folder / "progress.json") or {}
+            step, total = progress.get("step", 0), progress.get("total", 0)
+            elapsed = now - claim["time"] if claim else 0.0
+            eta = elapsed * (total - step) / step if step else None
+            rows.append({"candidate": candidate.id, "attempt": attempt.name, "state": "running" if claim else "queued",
+                         "stage": progress.get("stage", ""), "step": step, "total": total, "elapsed_s": round(elapsed, 1),
+                         "eta_s": None if eta is None else round(eta, 1), "figures": progress.get("figures", {})})
+    return rows
+
+
+def leaderboard(campaign: Campaign) -> dict[str, Any]:
+    """Archived candidates by score, with intervals and the paired difference to the baseline."""
+    entries = sorted(ArchiveView(campaign.root).entries, key=lambda e: (e.score is None, -(e.score.overall if e.score else 0), e.id))
+    return {"campaign": str(campaign.root), "records": str(campaign.records), "score": campaign.config.evaluate.score,
+            "rows": [{"rank": i + 1, **archived_row(e), "final": e.score.final if e.score else None,
+                      "benchmarks": e.score.benchmarks if e.score else {}} for i, e in enumerate(entries)]}
+
+
+def show(campaign: Campaign, id: str) -> dict[str, Any]:
+    folder = campaign.candidates / id
+    candidate = campaign.load(id)
+    entry = ArchiveView(campaign.root).get(id)
+    if entry is not None:
+        row, stage = archived_row(entry), Stage.ARCHIVED
+    else:
+        row, stage = active_row(candidate), candidate.stage
+    return {**row, "stage": stage, "proposal": files.read_json(folder / "proposal.json"), "pick": files.read_json(folder / "pick.json"),
+            "reflection": files.read_json(folder / "reflection.json"), "message": candidate.message, "folder": str(folder),
+            "record": str(campaign.records / f"{id}.h5") if entry else None,
+            "score": vars(entry.score) if entry and entry.score else None,
+            "attempts": [{"name": a.name, "outcome": a.outcome, "cause": a.result["cause"] if a.result else None,
+                          "run_seconds": a.result.get("run_seconds") if a.result else None} for a in candidate.attempts]}
+
+
+# --- text
+
+def table(rows: list[list[str]], head: list[str]) -> str:
+    widths = [max(len(r[i]) for r in [head, *rows]) for i in range(len(head))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in [head, *rows])
+
+
+def interval(value: float | None, ci: Any, sign: bool = False) -> str:
+    if value is None:
+        return "-"
+    text = f"{value:+.1f}" if sign else f"{value:.1f}"
+    return text + (f" [{ci[0]:.1f}, {ci[1]:.1f}]" if ci else "")
+
+
+def status_text(data: dict[str, Any]) -> str:
+    b = data["budget"]
+    state = "done" if data["done"] else "held: " + ", ".join(data["held"]) if data["held"] else "in progress"
+    limit = f" of {b['run_hours_limit']:g}" if b["run_hours_limit"] else ""
+    lines = [f"{data['campaign']}: {state}", f"candidates {b['proposed']}/{b['candidates']} proposed, {b['archived']} archived (with the baseline)"
+             f"; {b['run_hours']:.2f}{limit} run hours; {b['wall_clock_min']:.0f} min since creation"]
+    lines += [f"problem: {p}" for p in data["problems"]]
+    live = [r for r in data["candidates"] if r["stage"] != Stage.ARCHIVED]
+    if live:
+        lines.append(table([[r["id"], r["name"], ",".join(r["parents"]) or "-", r["stage"], r["cause"] or "-"] for r in live],
+                           ["id", "name", "parents", "stage", "cause"]))
+    lines += [progress_text(r) for r in data["running"]]
+    return "\n".join(lines)
+
+
+def progress_text(r: dict[str, Any]) -> str:
+    if r["state"] == "queued":
+        return f"{r['candidate']}  {r['attempt']}  queued"
+    eta = f"  ETA {r['eta_s']:.0f} s" if r["eta_s"] is not None else ""
+    return f"{r['candidate']}  {r['attempt']}  {r['stage']} {r['step']}/{r['total']}  {r['elapsed_s']:.0f} s{eta}"
+
+
+def leaderboard_text(data: dict[str, Any]) -> str:
+    rows = [[str(r["rank"]), r["id"], r["name"], ",".join(r["parents"]) or "-", interval(r["overall"], r["ci"]),
+             "baseline" if r["id"] == BASELINE_ID else interval(r["delta"], r["delta_ci"], sign=True), str(r["seeds"]),
+             r["verdict"] if r["outcome"] == Outcome.SUCCEEDED else f"failed: {r['cause']}"] for r in data["rows"]]
+    text = table(rows, ["rank", "id", "name", "parents", f"overall ({data['score']})", f"against {BASELINE_ID}", "seeds", "verdict"])
+    return f"{text}\n[a, b]: 95 % intervals over training seeds, paired with {BASELINE_ID} in the difference.\narchive: {data['records']}"
+
+
+__all__ = ["status", "leaderboard", "show", "load_attempts"]
+
+
+def show_text(data: dict[str, Any]) -> str:
+    p = data["proposal"]
+    lines = [f"{data['id']}  {data['name']}  {data['stage']}" + (f"  {data['cause']}: {data['message']}" if data["cause"] else ""),
+             f"parents      {', '.join(data['parents']) or 'none'}   proposer {data['proposer']}",
+             f"mechanisms   {', '.join(p['mechanisms']) or 'none declared'}", f"hypothesis   {p['hypothesis']}",
+             f"change       {p['description']}", f"expected     {p['expected_effect']}"]
+    if data["pick"]:
+        lines.append(f"why {data['pick']['parent']}    {data['pick']['explanation']}")
+    if data["score"]:
+        s = data["score"]
+        lines.append(f"overall      {interval(s['overall'], s['ci'])}   final {s['final']:.1f}   against {BASELINE_ID} "
+                     f"{interval(s['delta'], s['delta_ci'], sign=True)}")
+        lines.append("benchmarks   " + "  ".join(f"{k} {v:.1f}" for k, v in s["benchmarks"].items()))
+    if data["reflection"]:
+        lines += [f"verdict      {data['reflection']['verdict']} (by {data['reflection']['author']})", data["reflection"]["text"]]
+    lines += [f"attempt      {a['name']}  {a['outcome'] or 'in flight'}  {a['cause'] or ''}".rstrip() for a in data["attempts"]]
+    lines.append(f"folder       {data['folder']}" + (f"\nrecord       {data['record']}" if data["record"] else ""))
+    return "\n".join(lines)
+
+
+def logs_text(campaign: Campaign, id: str, lines: int) -> str:
+    folder = campaign.root / id if id == "prepare" else campaign.load(id).folder
+    parts = []
+    for attempt in load_attempts(folder):
+        parts.append(f"== {attempt.name}: {attempt.outcome or 'in flight'}" + (
+            f"  {attempt.result['cause']}: {attempt.result['message']}" if attempt.result and attempt.result["cause"] else ""))
+        for log in sorted(attempt.folder.glob("log*.out")):
+            parts += log.read_text(errors="replace").splitlines()[-lines:]
+    return "\n".join(parts) or f"{id} has no attempts yet"
