@@ -1,0 +1,120 @@
+"""Rollouts with any transformers causal LM: a decoding loop over a key-value cache.
+
+What it saves against `model.generate`, all of it exact: a prompt is computed once per group, then its cache is
+repeated; no attention mask where all prompts are of one length; cache buffers of their final size; finished rows leave
+the batch; logits of the last position only; one uniform per token, drawn beforehand.
+
+Not covered: several devices, sliding-window and linear-attention layers, stop strings.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .base import Rollouts, uniforms
+from .kv_cache import buffer_cache
+
+COMPACT = 0.8  # finished rows leave once at most this share of the batch is alive: copying the cache costs, too
+
+
+class HFEngine:
+    """Samples from the very module it is given: `load_weights` keeps a reference, there is no second copy."""
+
+    exact = True
+
+    def __init__(self, model: nn.Module, rows_at_once: int = 1024):
+        self.rows_at_once = rows_at_once  # bounds the memory of the cache
+        self.load_weights(model)
+
+    def load_weights(self, model: nn.Module) -> None:
+        self.model = model
+
+    def generate(self, prompts: Sequence[Sequence[int]], n: int, *, temperature: float, max_new_tokens: int,
+                 eos_id: int, pad_id: int, keys: Sequence[int]) -> Rollouts:
+        if len(prompts) != len(keys) or not prompts:
+            raise ValueError(f"{len(prompts)} prompts and {len(keys)} keys: one key per prompt, and at least one, were wanted")
+        step = max(1, self.rows_at_once // n)
+        training = self.model.training
+        self.model.eval()  # with dropout on, the log-probs would be those of no policy
+        with torch.inference_mode():
+            parts = [self._decode(prompts[i:i + step], n, temperature, eos_id, uniforms(keys[i:i + step], n, max_new_tokens))
+                     for i in range(0, len(prompts), step)]
+        self.model.train(training)
+        tokens, logp = (torch.cat(part).cpu() for part in zip(*parts))
+        return finish(tokens, logp, eos_id, pad_id)
+
+    def _decode(self, prompts: Sequence[Sequence[int]], n: int, temperature: float, eos_id: int,
+                uniform: object) -> tuple[Tensor, Tensor]:
+        """Tokens and log-probs (len(prompts) * n, max_new_tokens); what follows an end token is arbitrary."""
+        device = self.model.device
+        u = torch.as_tensor(uniform, device=device)
+        N, T = u.shape
+        tokens, logp = torch.zeros(N, T, dtype=torch.long, device=device), torch.zeros(N, T, device=device)
+        x, mask = left_pad(prompts, device)
+        cache = buffer_cache(self.model, x.shape[1] + T)
+        position = None if mask is None else (mask.cumsum(1) - 1).clamp(min=0)
+        out = self.model(input_ids=x, attention_mask=mask, position_ids=position, past_key_values=cache, logits_to_keep=1)
+
+        rows = torch.arange(N, device=device)          # of the result: the rows still in the batch
+        logits = out.logits[rows // n, -1]
+        for layer in cache.layers:
+            layer.select(rows // n)
+        if mask is not None:
+            mask, position = mask[rows // n], position[rows // n, -1:]
+        alive = torch.ones(N, dtype=torch.bool, device=device)
+        for t in range(T):
+            token, token_logp = sample(logits, temperature, u[rows, t])
+            tokens[rows, t], logp[rows, t] = token, token_logp
+            alive &= token != eos_id
+            left = int(alive.sum())
+            if left == 0 or t == T - 1:
+                break
+            if left <= COMPACT * len(rows):
+                keep = alive.nonzero().squeeze(1)
+                rows, token, alive = rows[keep], token[keep], alive[keep]
+                for layer in cache.layers:
+                    layer.select(keep)
+                if mask is not None:
+                    mask, position = mask[keep], position[keep]
+            if mask is not None:
+                mask, position = torch.cat([mask, mask.new_ones(len(rows), 1)], 1), position + 1
+            logits = self.model(input_ids=token[:, None], attention_mask=mask, position_ids=position,
+                                past_key_values=cache).logits[:, -1]
+        return tokens, logp
+
+
+def sample(logits: Tensor, temperature: float, u: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens (B,) and their log-probs (B,) float32 from logits (B, V): the inverse of the distribution function at
+    u (B,) in [0, 1), or the most likely token at temperature 0, whose log-prob is taken at temperature 1."""
+    scores = torch.log_softmax(logits.float() / (temperature or 1.0), dim=-1)
+    if temperature == 0:
+        token = scores.argmax(-1)
+    else:
+        # float64: summed over a large vocabulary, float32 would lose what distinguishes rare tokens
+        cdf = scores.exp().cumsum(-1, dtype=torch.float64)
+        token = torch.searchsorted(cdf, (u * cdf[:, -1])[:, None], right=True).squeeze(1).clamp(max=cdf.shape[1] - 1)
+    return token, scores.gather(1, token[:, None]).squeeze(1)
+
+
+def left_pad(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Prompts (B, P), padded with 0 on the left, and the attention mask (B, P); None where there is no padding."""
+    lengths = [len(p) for p in prompts]
+    if min(lengths) == 0:
+        raise ValueError("an empty prompt: at least one token (the begin token) is wanted")
+    P = max(lengths)
+    x = torch.tensor([[0] * (P - len(p)) + list(p) for p in prompts], device=device)
+    if min(lengths) == P:
+        return x, None
+    return x, (torch.arange(P, device=device) >= P - torch.tensor(lengths, device=device)[:, None]).long()
+
+
+def finish(tokens: Tensor, logp: Tensor, eos_id: int, pad_id: int) -> Rollouts:
+    """Cut each row after its first end token, and all rows at the longest."""
+    ended = tokens == eos_id
+    truncated = ~ended.any(1)
+    length = torch.where(truncated, tokens.shape[1], ended.int().argmax(1) + 1)
+    tokens, logp = tokens[:, :length.max()], logp[:, :length.max()]
+    padding = torch.arange(tokens.shape[1]) >= length[:, None]
+    return Rollouts(tokens.masked_fill(padding, pad_id), logp.masked_fill(padding, 0.0), length, truncated)
