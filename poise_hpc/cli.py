@@ -351,7 +351,7 @@ def verify(campaign: Path, as_json: bool) -> None:
 
     problems = verify_campaign(Campaign.open(campaign).root)
     emit({"campaign": str(campaign), "problems": problems}, as_json,
-         lambda d: "\n".join(d["problems"]) or "every record is whole")
+         lambda d: "\n".join(f"{id}: {text}" for id, texts in d["problems"].items() for text in texts) or "every record is whole")
     sys.exit(1 if problems else 0)
 
 
@@ -362,7 +362,7 @@ def rebuild(campaign: Path) -> None:
     from .archive import rebuild as rebuild_index
     from .campaign import Campaign
 
-    click.echo(f"{len(rebuild_index(Campaign.open(campaign).root))} records indexed")
+    click.echo(f"{len(rebuild_index(Campaign.open(campaign).root).entries)} records indexed")
 
 
 if __name__ == "__main__":

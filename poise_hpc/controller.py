@@ -28,7 +28,9 @@ class Controller:
     def __init__(self, campaign: Campaign, cluster: Cluster, proposer: Proposer, clock: Callable[[], float] = time.time,
                  say: Callable[[str], None] = lambda line: None):
         self.campaign, self.cluster, self.proposer, self.clock, self.say = campaign, cluster, proposer, clock, say
-        self.archive = ArchiveView(campaign.root)
+        self.archive = ArchiveView.load(campaign.root)
+        for id, problem in self.archive.problems.items():
+            self.restore(id, problem)
         archived = campaign.archived_ids()
         self.active: dict[str, Candidate] = {id: campaign.load(id) for id in campaign.ids() if id not in archived}
         self.count = len(archived) + len(self.active)
@@ -36,6 +38,19 @@ class Controller:
         self.proposing = Proposing(campaign, proposer, self.archive)
         self.stop_proposing = ""      # why no further candidate is wanted; "" while some are
         self._asked_scheduler = 0.0
+
+    def restore(self, id: str, problem: str) -> None:
+        """A damaged record is set aside and written again from the candidate's own folder, which still holds it all."""
+        if not (self.campaign.candidates / id / "status.json").exists():
+            self.event(id, "record damaged", problem)
+            return
+        record = self.campaign.records / f"{id}.h5"
+        if record.exists():
+            record.rename(record.with_suffix(f".h5.damaged-{int(self.clock())}"))
+        candidate = self.campaign.load(id)
+        candidate.stage = Stage.REFLECT
+        candidate.save()
+        self.event(id, "record restored", f"from its folder; {problem}")
 
     # --- the loop
 

@@ -1,4 +1,4 @@
-"""A candidate's way, as a pure function. Its table is its test (tests/test_lifecycle.py).
+r"""A candidate's way, as a pure function. Its table is its test (tests/test_lifecycle.py).
 
     CHECK -> TRAIN -> EVALUATE -> REFLECT -> ARCHIVED
        \_______\_________\__________^             candidate error: evidence

@@ -2,10 +2,14 @@
 from __future__ import annotations
 
 import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from . import files, stats
+from . import archive as archive_tables
+from . import files, jobspec, stats
 from .agent.base import Facts, Proposer
 from .archive import ArchiveView, Entry
 from .campaign import Attempt, Campaign, Candidate, dump_yaml, load_attempts
@@ -23,13 +27,17 @@ def reflect(campaign: Campaign, candidate: Candidate, proposer: Proposer, archiv
 
 def facts(campaign: Campaign, candidate: Candidate, archive: ArchiveView) -> Facts:
     proposal, rows = candidate.proposal(), curves(candidate)
-    parent = archive.get(proposal.parents[0]) if proposal.parents else None
-    base = archive.get(BASELINE_ID) if candidate.id != BASELINE_ID else None
+    parent = _entry(archive, proposal.parents[0]) if proposal.parents else None
+    base = _entry(archive, BASELINE_ID) if candidate.id != BASELINE_ID else None
     return Facts(
         id=candidate.id, proposal=proposal, outcome=candidate.outcome or Outcome.CANDIDATE_ERROR, cause=candidate.cause,
         message=candidate.message, score=score(campaign, candidate), parent_score=parent.score if parent else None,
         baseline_score=base.score if base else None, curves=rows,
         baseline_curves=curves(campaign.load(BASELINE_ID)) if base else {}, behaviour=behaviour(rows))
+
+
+def _entry(archive: ArchiveView, id: str) -> EntrySummary | None:
+    return next((e for e in archive.entries if e.id == id), None)
 
 
 def curves(candidate: Candidate) -> dict[str, list[dict[str, Any]]]:
@@ -84,7 +92,65 @@ def record(campaign: Campaign, candidate: Candidate, archive: ArchiveView) -> En
 
 
 def entry(campaign: Campaign, candidate: Candidate) -> Entry:
-    raise NotImplementedError
+    """Everything of a candidate, from its files."""
+    proposal, rows = candidate.proposal(), curves(candidate)
+    names, steps, values = archive_tables.curve_table({int(seed): r for seed, r in rows.items()})
+    evaluated = [(seed, a) for seed in campaign.config.search.train_seeds if (a := _last(candidate, Stage.EVALUATE, seed))]
+    trained = [a for seed in campaign.config.search.train_seeds if (a := _last(candidate, Stage.TRAIN, seed))]
+    found = score(campaign, candidate)
+    tokens, index = archive_tables.completion_tables(c for seed, attempt in evaluated for c in completions(seed, attempt))
+    check = candidate.of(Stage.CHECK, None)
+    return Entry(
+        id=candidate.id, name=proposal.name, parents=proposal.parents, proposer=proposal.proposer, proposal=proposal.to_json(),
+        outcome=candidate.outcome or Outcome.CANDIDATE_ERROR, cause=candidate.cause, message=candidate.message,
+        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime((candidate.folder / "reflection.json").stat().st_mtime)),
+        config=dump_yaml(campaign.config), code=campaign.code(candidate.id), seeds=tuple(int(seed) for seed in rows),
+        versions=campaign.meta["versions"], hashes=hashes(campaign, candidate, trained),
+        pick=files.read_json(candidate.folder / "pick.json") or {},
+        checks=(files.read_json(check[-1].folder / "checks.json") or {}).get("checks", []) if check else [],
+        attempts=[attempt_row(a) for a in candidate.attempts], timings=timings(trained), score=asdict(found) if found else None,
+        behaviour=behaviour(rows), reflection=files.read_json(candidate.folder / "reflection.json"),
+        curve_names=names, curve_steps=steps, curve_values=values,
+        evaluations=archive_tables.evaluation_table((seed, e) for seed, a in evaluated for e in elements(a)),
+        completion_tokens=tokens, completion_index=index)
+
+
+def hashes(campaign: Campaign, candidate: Candidate, trained: list[Attempt]) -> dict[str, str]:
+    """SHA-256 of what the numbers came from and of the weights they led to."""
+    home = jobspec.prepared(jobspec.home(campaign))
+    weights = {f"weights-s{a.seed}": a.result["payload"]["weights_sha256"] for a in trained if a.result}
+    return {"model": home["model_sha256"], "data": home["data_sha256"], **weights} | {
+        f"code:{name}": digest for name, digest in files.read_json(candidate.folder / "manifest.json").items()}
+
+
+def attempt_row(attempt: Attempt) -> dict[str, Any]:
+    result, submitted = attempt.result or {}, attempt.submitted or {}
+    return {"stage": str(attempt.stage), "seed": attempt.seed, "number": attempt.number, "outcome": result.get("outcome"),
+            "cause": result.get("cause", ""), "run_seconds": result.get("run_seconds", 0.0), "ranks": result.get("ranks", 1),
+            "job_id": submitted.get("job_id") or result.get("job_id"), "host": result.get("host", ""), "walls": result.get("walls", {})}
+
+
+def timings(trained: list[Attempt]) -> dict[str, float]:
+    """Seconds by phase of training, summed over seeds."""
+    total: dict[str, float] = {}
+    for attempt in trained:
+        for phase, seconds in (attempt.result or {})["payload"].get("timings", {}).items():
+            total[phase] = round(total.get(phase, 0.0) + seconds, 4)
+    return total
+
+
+def completions(seed: int, attempt: Attempt) -> Iterator[tuple[int, float, str, str, int, Any]]:
+    """(seed, at, benchmark, problem, sample, tokens) of the last evaluation point's raw completions."""
+    import numpy
+
+    found = [(name, e) for name, e in zip(attempt.result["payload"]["elements"], elements(attempt), strict=True)] if attempt.result else []
+    last = max((float(e["at"]) for _, e in found), default=0.0)
+    for name, e in found:
+        if float(e["at"]) == last:
+            with numpy.load((attempt.folder / name).with_suffix(".npz")) as data:
+                tokens, offsets = data["tokens"], data["offsets"]
+            for i in range(len(offsets) - 1):
+                yield seed, last, e["benchmark"], e["problem_ids"][i // e["n"]], i % e["n"], tokens[offsets[i]:offsets[i + 1]]
 
 
 def clean(candidate: Candidate) -> None:

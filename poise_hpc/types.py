@@ -126,6 +126,6 @@ class EntrySummary:
     score: Score | None               # None when it failed
     behaviour: dict[str, float]       # condensed training curves: see evaluation.metrics.behaviour
     verdict: str                      # of the reflection
-    run_seconds: float                # summed over attempts; queue wait is not in it
+    run_seconds: float                # summed over attempts and ranks; queue wait is not in it
     created: str                      # ISO 8601, UTC
     record_sha256: str = ""

@@ -15,7 +15,7 @@ def status(campaign: Campaign, now: float | None = None) -> dict[str, Any]:
     from . import jobspec
 
     now = time.time() if now is None else now
-    archive = ArchiveView(campaign.root)
+    archive = ArchiveView.load(campaign.root)
     archived = {e.id for e in archive.entries}
     active = [campaign.load(id) for id in campaign.ids() if id not in archived]
     home = jobspec.home(campaign)
@@ -33,7 +33,7 @@ def status(campaign: Campaign, now: float | None = None) -> dict[str, Any]:
                    "run_hours_limit": budget.run_hours, "wall_clock_min": round((now - campaign.meta["created"]) / 60, 1),
                    "wall_clock_min_limit": budget.wall_clock_min},
         "running": [r for c in [home, *active] for r in running(c, now)],
-        "problems": archive.problems,
+        "problems": [f"{id}: {text}" for id, text in archive.problems.items()],
         "candidates": rows}
 
 
@@ -71,7 +71,7 @@ def running(candidate: Candidate, now: float) -> list[dict[str, Any]]:
 
 def leaderboard(campaign: Campaign) -> dict[str, Any]:
     """Archived candidates by score, with intervals and the paired difference to the baseline."""
-    entries = sorted(ArchiveView(campaign.root).entries, key=lambda e: (e.score is None, -(e.score.overall if e.score else 0), e.id))
+    entries = sorted(ArchiveView.load(campaign.root).entries, key=lambda e: (e.score is None, -(e.score.overall if e.score else 0), e.id))
     return {"campaign": str(campaign.root), "records": str(campaign.records), "score": campaign.config.evaluate.score,
             "rows": [{"rank": i + 1, **archived_row(e), "final": e.score.final if e.score else None,
                       "benchmarks": e.score.benchmarks if e.score else {}} for i, e in enumerate(entries)]}
@@ -80,7 +80,7 @@ def leaderboard(campaign: Campaign) -> dict[str, Any]:
 def show(campaign: Campaign, id: str) -> dict[str, Any]:
     folder = campaign.candidates / id
     candidate = campaign.load(id)
-    entry = ArchiveView(campaign.root).get(id)
+    entry = next((e for e in ArchiveView.load(campaign.root).entries if e.id == id), None)
     if entry is not None:
         row, stage = archived_row(entry), Stage.ARCHIVED
     else:

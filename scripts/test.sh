@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Set up everything the tests need on this machine, then run them. Arguments go to pytest.
+#   scripts/test.sh                     all tests
+#   scripts/test.sh -m "not slow"       the quick ones
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+scripts/setup.sh test
+export PATH="$PATH:/usr/sbin:/sbin"
+if ! command -v slurmctld >/dev/null || ! command -v slurmd >/dev/null || ! command -v munged >/dev/null; then
+  packages="munge slurmctld slurmd slurm-client"
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    echo "test: installing Slurm's daemons for the tests on a real cluster: $packages"
+    { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o DPkg::Lock::Timeout=300 --no-install-recommends install $packages; } >/dev/null ||
+      echo "test: that failed; tests marked slurm will be skipped"
+  else
+    echo "test: leaving out the tests on a real Slurm: they need the packages $packages (as root: apt-get install $packages)"
+  fi
+fi
+# One thread per process: reproducible to the bit, and two busy thread pools on few cores slow each other down.
+export OMP_NUM_THREADS=1
+exec .venv/bin/python -m pytest -q "$@"

@@ -1,0 +1,59 @@
+"""Configuration: strict, typed, explained."""
+import pytest
+
+from poise_hpc import config
+from poise_hpc.types import UsageError
+
+
+@pytest.mark.parametrize(("data", "message"), [
+    ({"rollout": {"grup_size": 8}}, "unknown key 'rollout.grup_size'; did you mean 'rollout.group_size'?"),
+    ({"trian": {}}, "unknown key 'trian'; did you mean 'train'?"),
+    ({"rollout": {"group_size": 1}}, "'rollout.group_size'.*greater than or equal to 2, got 1"),
+    ({"train": {"steps": 0}}, "'train.steps'.*greater than or equal to 1, got 0"),
+    ({"train": {"steps": "many"}}, "'train.steps'.*integer, got 'many'"),
+    ({"train": {"steps": 10.5}}, "'train.steps'.*integer"),
+    ({"train": {"learning_rate": -1.0}}, "'train.learning_rate'.*greater than 0"),
+    ({"train": {"zero_stage": 4}}, "'train.zero_stage'"),
+    ({"rollout": {"prompts": 15}}, r"rollout.prompts \(15\) must be a multiple of train.minibatches \(2\)"),
+    ({"evaluate": {"at": [0.5]}}, "'at' must rise and end with 1.0"),
+    ({"evaluate": {"benchmarks": {"a": {"split": "easy", "problems": 4, "samples": 2, "metrics": {"pass@8": 1.0}}}}}, "needs 8 samples"),
+    ({"evaluate": {"benchmarks": {"a": {"split": "easy", "problems": 4, "samples": 2, "metrics": {"acc@1": 0.5}}}}}, "must add up to 1"),
+    ({"search": {"train_seeds": [1, 1]}}, "all distinct"),
+    ({"search": {"train_seeds": []}}, "at least one seed"),
+    ({"model": {"source": "path"}}, "'path' is needed"),
+    ([1, 2], "a mapping of sections was wanted, got list"),
+])
+def test_bad_values_are_named(data, message):
+    with pytest.raises(UsageError, match=message):
+        config.parse(data)
+
+
+def test_yaml_errors_and_missing_files(tmp_path):
+    with pytest.raises(UsageError, match="no such config file"):
+        config.load(tmp_path / "none.yaml")
+    bad = tmp_path / "bad name.yaml"
+    bad.write_text("train: [")
+    with pytest.raises(UsageError, match="not valid YAML"):
+        config.load(bad)
+
+
+def test_base_is_overlaid_section_by_section(tmp_path):
+    (tmp_path / "a.yaml").write_text("train: {steps: 10, epochs: 3}\nsearch: {train_seeds: [5]}\n")
+    (tmp_path / "b.yaml").write_text("base: a.yaml\ntrain: {steps: 20}\n")
+    loaded = config.load(tmp_path / "b.yaml")
+    assert (loaded.train.steps, loaded.train.epochs, loaded.search.train_seeds) == (20, 3, (5,))
+
+
+def test_a_base_that_leads_back_to_itself(tmp_path):
+    (tmp_path / "a.yaml").write_text("base: b.yaml\n")
+    (tmp_path / "b.yaml").write_text("base: a.yaml\n")
+    with pytest.raises(UsageError, match="leads back to itself"):
+        config.load(tmp_path / "a.yaml")
+
+
+def test_the_resolved_config_parses_to_itself(tmp_path):
+    from poise_hpc.campaign import dump_yaml
+
+    frozen = tmp_path / "config.yaml"
+    frozen.write_text(dump_yaml(config.Config()))
+    assert config.load(frozen) == config.Config()
