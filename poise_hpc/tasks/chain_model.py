@@ -10,7 +10,8 @@ Noisy or broken traces alone are repaired by reinforcement within five steps.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +19,7 @@ from pydantic import Field
 
 from ..config import Positive, Section
 from .base import Progress
-from .chain import FACTS, ID, MAX_NEW_TOKENS, PROMPT_TOKENS, SYMBOLS, Mix, Share, Step, Value, chain, encode, fact, purpose_of, write_prompt
+from .chain import FACTS, ID, MAX_NEW_TOKENS, PROMPT_TOKENS, SYMBOLS, Mix, Share, Value, chain, encode, fact, purpose_of, running_values, write_prompt
 
 
 class ModelOptions(Section):
@@ -36,21 +37,10 @@ class ModelOptions(Section):
     stays_wrong: Share = 0.85       # probability, in phase 2
 
 
-Fact = Callable[[str, int, int], int]
-
-
 def wrong_table(rng: random.Random, share: float) -> dict[tuple[str, int, int], int]:
     """The wrong value of each fact that is to be learned wrong."""
     chosen = rng.sample(FACTS, round(share * len(FACTS)))
     return {f: rng.choice([v for v in range(10) if v != fact(*f)]) for f in chosen}
-
-
-def values_with(facts: Fact, start: Value, steps: Sequence[Step]) -> list[Value]:
-    values, (x, y) = [], start
-    for operator, a, b in steps:
-        x, y = facts(operator, x, a), facts(operator, y, b)
-        values.append((x, y))
-    return values
 
 
 # --- styles of a response, as text; `values` are the running values
@@ -91,4 +81,69 @@ STYLES = {  # style -> (weight in phase 1, in phase 2)
     buggy: (0.0, 0.2),
     broken: (0.0, 0.2),
 }
-SLIP = 0.05  # phase 2: probability that a value's digit is random
+
+
+def trace(rng: random.Random, mix: Mix, phase: int, wrong: dict[tuple[str, int, int], int], stays_wrong: float) -> tuple[str, str]:
+    """A prompt and a response of the warm start's phase 0 or 1. Selection and confirmation prompts never occur."""
+    def believed(*f: Any) -> int:
+        return wrong[f] if f in wrong and (phase == 0 or rng.random() < stays_wrong) else fact(*f)
+
+    while True:
+        start, steps = chain(rng, mix)
+        prompt = write_prompt(start, steps)
+        if purpose_of(prompt) == "train":
+            break
+    style = rng.choices(list(STYLES), [weights[phase] for weights in STYLES.values()])[0]
+    return prompt, style(rng, running_values(start, steps, believed))
+
+
+def batch(traces: Sequence[tuple[str, str]]) -> tuple[Any, Any]:
+    """Token ids (B, T) and labels (B, T): the same on the response and its end, -100 elsewhere."""
+    import torch
+
+    rows = [[*encode(prompt), *tokens(response), ID["<eos>"]] for prompt, response in traces]
+    ids = torch.full((len(rows), max(map(len, rows))), ID["<pad>"])
+    labels = torch.full_like(ids, -100)
+    for i, row in enumerate(rows):
+        ids[i, :len(row)] = torch.tensor(row)
+        labels[i, PROMPT_TOKENS:len(row)] = ids[i, PROMPT_TOKENS:len(row)]
+    return ids, labels
+
+
+def tokens(response: str) -> list[int]:
+    return [ID[symbol] for symbol in re.findall(r"<a>|</a>|.", response)]
+
+
+def new_model(options: ModelOptions) -> Any:
+    """GPT-2 with learned absolute positions, just long enough, random weights."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        return GPT2LMHeadModel(GPT2Config(
+            vocab_size=len(SYMBOLS), n_positions=PROMPT_TOKENS + MAX_NEW_TOKENS, n_embd=options.d, n_layer=options.layers,
+            n_head=options.heads, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+            bos_token_id=ID["<bos>"], eos_token_id=ID["<eos>"], pad_token_id=ID["<pad>"]))
+
+
+def warm_start(mix: Mix, options: ModelOptions, folder: Path, progress: Progress) -> None:
+    """Train and write the start model. The same arguments give the same bytes (same machine, one thread)."""
+    import torch
+
+    rng = random.Random(f"chain warm start {options.seed}")
+    wrong = wrong_table(rng, options.wrong_facts)
+    model = new_model(options)
+    optimizer = torch.optim.AdamW(model.parameters(), options.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
+    for step in range(options.steps):
+        phase = int(step >= options.first_phase * options.steps)
+        ids, labels = batch([trace(rng, mix, phase, wrong, options.stays_wrong) for _ in range(options.batch)])
+        loss = model(input_ids=ids, labels=labels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        progress("warm start", step + 1, options.steps, loss=float(loss.detach()))
+    model.save_pretrained(folder)
