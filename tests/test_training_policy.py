@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from helpers_models import tiny_model
+
+from poise_hpc.rollout import conformance
+from poise_hpc.rollout.hf_engine import HFEngine
+from poise_hpc.training import packing
+from poise_hpc.training.policy import LogProb, Policy, entropies
+
+PROMPTS = {"equal": [[2, 3, 4], [5, 6, 7]], "ragged": [[2, 3, 4, 9, 9], [5, 6]]}
+GROUP = torch.tensor([0, 0, 1, 1, 1])
+TOKENS = torch.tensor([[7, 8, 1, 0], [9, 1, 0, 0], [1, 0, 0, 0], [4, 5, 6, 7], [4, 5, 6, 1]])
+LENGTH = torch.tensor([3, 2, 1, 4, 4])
+
+
+def oracle(model, prompts, group, tokens, length, temperature):
+    """One plain forward per completion: log-probs and entropies (B, T)."""
+    logp, entropy = torch.zeros(tokens.shape), torch.zeros(tokens.shape)
+    for i, (g, n) in enumerate(zip(group.tolist(), length.tolist())):
+        x = torch.tensor(prompts[g] + tokens[i, :n].tolist())
+        scores = torch.log_softmax(model(input_ids=x[None]).logits[0, len(prompts[g]) - 1:-1] / temperature, -1)
+        logp[i, :n] = scores.gather(1, tokens[i, :n, None]).squeeze(1)
+        entropy[i, :n] = -(scores.exp() * scores).sum(1)
+    return logp, entropy
+
+
+@pytest.mark.parametrize("share_prompt", [True, False])
+@pytest.mark.parametrize("prompts", PROMPTS.values(), ids=PROMPTS)
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen2"])
+def test_equals_a_plain_forward_with_its_gradients(kind, prompts, share_prompt):
+    plain = tiny_model(kind)
+    policy = Policy(copy.deepcopy(plain), 0.7, share_prompt)
+    assert policy.packed == share_prompt
+    weight = torch.randn(TOKENS.shape, generator=torch.Generator().manual_seed(1))
+    results = []
+    for model, (logp, entropy) in ((plain, oracle(plain, prompts, GROUP, TOKENS, LENGTH, 0.7)),
+                                   (policy.model, policy(prompts, GROUP, TOKENS, LENGTH, entropy=True))):
+        ((logp.exp() + entropy) * weight).sum().backward()
+        results.append((logp, entropy, dict(model.named_parameters())))
+    (logp, entropy, parameters), (logp2, entropy2, parameters2) = results
+    torch.testing.assert_close(logp2, logp, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(entropy2, entropy, atol=1e-5, rtol=1e-5)
+    for name, p in parameters.items():
+        torch.testing.assert_close(parameters2[name].grad, p.grad, atol=1e-5, rtol=1e-4, msg=lambda m: f"{name}: {m}")
+
+
+def test_all_of_one_length_needs_no_padding():
+    tokens, length = TOKENS[3:], LENGTH[3:]
+    model = tiny_model("llama")
+    p = packing.pack(PROMPTS["equal"][1:], torch.tensor([0, 0]), tokens, length)
+    assert p.dense and p.tokens.tolist() == [[5, 6, 7, 4, 5, 6, 4, 5, 6]] and p.positions.tolist() == [[0, 1, 2, 3, 4, 5, 3, 4, 5]]
+    expected = oracle(model, PROMPTS["equal"][1:], [0, 0] and torch.tensor([0, 0]), tokens, length, 1.0)[0]
+    torch.testing.assert_close(Policy(model, 1.0)(PROMPTS["equal"][1:], torch.tensor([0, 0]), tokens, length)[0], expected,
+                               atol=1e-5, rtol=1e-5)
+
+
+def test_only_one_token_each():
+    model = tiny_model("gpt2")
+    tokens, length = torch.tensor([[4], [5]]), torch.tensor([1, 1])
+    expected = oracle(model, PROMPTS["ragged"], torch.tensor([0, 1]), tokens, length, 1.0)[0]
+    logp = Policy(model, 1.0)(PROMPTS["ragged"], torch.tensor([0, 1]), tokens, length)[0]
+    torch.testing.assert_close(logp, expected, atol=1e-5, rtol=1e-5)
+    logp.sum().backward()
+
+
+def test_pack_by_hand():
+    p = packing.pack([[2, 3], [5]], torch.tensor([1, 0]), torch.tensor([[7, 8, 1], [9, 1, 0]]), torch.tensor([3, 2]))
+    assert p.tokens.tolist() == [[2, 3, 5, 7, 8, 9]]
+    assert p.positions.tolist() == [[0, 1, 0, 1, 2, 2]]
+    assert p.logits_at.tolist() == [1, 2, 3, 4, 5]     # ends of the prompts, then the completions
+    assert p.source.tolist() == [1, 2, 3, 0, 4] and p.target.tolist() == [7, 8, 1, 9, 1]
+    assert p.packed.tolist() == [0, 1, 2, 4, 5, 6]     # rectangles: 2 3 | 5 . | 7 8 | 9 .
+    assert p.mask[0, 0].tolist() == [[True, False, True, False], [True, False, True, True]]
+    assert p.mask[1, 0].tolist() == [[True, True, True, False], [True, True, True, True]]
+
+
+def test_rollouts_with_a_packed_model_are_unchanged():
+    model = tiny_model("qwen2")
+    Policy(model, 1.0)
+    conformance.check(HFEngine(model), model)
+
+
+def test_sampler_and_policy_agree():
+    """What makes `exact` true: the sampler's log-probs are the policy's."""
+    model, prompts = tiny_model("qwen2"), [[2, 3, 4], [5, 6, 7, 8, 9]]
+    r = HFEngine(model).generate(prompts, 4, temperature=0.8, max_new_tokens=9, eos_id=1, pad_id=0, keys=[1, 2])
+    logp, _ = Policy(model, 0.8)(prompts, torch.arange(2).repeat_interleave(4), r.tokens, r.length)
+    torch.testing.assert_close(logp, r.logp, atol=1e-5, rtol=1e-5)
+
+
+def test_log_prob_and_entropy_by_hand():
+    logits = torch.tensor([[0.0, 3.0], [0.0, 0.0]]).log1p().requires_grad_()  # odds 1:4, 1:1
+    logp = LogProb.apply(logits, torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]))
+    torch.testing.assert_close(logp.exp(), torch.tensor([0.2, 0.8, 0.5]))
+    logp.sum().backward()
+    torch.testing.assert_close(logits.grad, torch.tensor([[1 - 2 * 0.2, 1 - 2 * 0.8], [-0.5, 0.5]]))
+    torch.testing.assert_close(entropies(logits)[1], torch.tensor(2.0).log())
+    torch.autograd.gradcheck(lambda x: LogProb.apply(x, torch.tensor([0, 0, 2]), torch.tensor([3, 1, 0])),
+                             torch.randn(3, 4, dtype=torch.float64, requires_grad=True), atol=1e-3, eps=1e-3)
+
+
+def test_unsupported_models_run_unpacked():
+    model = tiny_model("llama")
+    model.config.layer_types = ["full_attention", "sliding_attention"]
+    assert not Policy(model, 1.0).packed
