@@ -31,14 +31,19 @@ class Attempt:
 
     folder: Path
     stage: Stage
-    seed: int | None
+    unit: str  # what of the stage: "" (all of it), "s0" (training seed 0), "s0@0.5@hard" (one evaluation element of it)
     number: int
-    result: dict[str, Any] | None = None
-    submitted: dict[str, Any] | None = None
+    intent: dict[str, Any]                     # job name, and index within it if the job is an array
+    submitted: dict[str, Any] | None = None    # job id; None: not submitted, or its submitter died before writing it down
+    result: dict[str, Any] | None = None       # None: queued or running, as far as is known
 
     @property
     def name(self) -> str:
         return self.folder.name
+
+    @property
+    def seed(self) -> int | None:
+        return seed_of(self.unit)
 
     @property
     def outcome(self) -> Outcome | None:
@@ -59,8 +64,8 @@ class Candidate:
     forgiven: list[str] = field(default_factory=list)  # attempts whose failure a person has pardoned (`retry`)
     attempts: list[Attempt] = field(default_factory=list)
 
-    def of(self, stage: Stage, seed: int | None) -> list[Attempt]:
-        return [a for a in self.attempts if a.stage == stage and a.seed == seed]
+    def of(self, stage: Stage, unit: str) -> list[Attempt]:
+        return [a for a in self.attempts if a.stage == stage and a.unit == unit]
 
     def save(self) -> None:
         files.write_json(self.folder / "status.json", {
@@ -224,13 +229,18 @@ def load_attempts(candidate: Path) -> list[Attempt]:
     out = []
     folder = candidate / "attempts"
     for entry in os.scandir(folder) if folder.is_dir() else ():
-        match = re.fullmatch(r"(\w+?)(?:-s(\d+))?-(\d+)", entry.name)
+        match = re.fullmatch(r"([a-z]+)(?:-(s\d+(?:@[^/]+)?))?-(\d+)", entry.name)
         if match and entry.is_dir():
-            stage, seed, number = match.groups()
+            stage, unit, number = match.groups()
             path = Path(entry.path)
-            out.append(Attempt(path, Stage(stage), int(seed) if seed else None, int(number),
-                               files.read_json(path / "result.json"), files.read_json(path / "submitted.json")))
-    return sorted(out, key=lambda a: (a.stage, -1 if a.seed is None else a.seed, a.number))
+            out.append(Attempt(path, Stage(stage), unit or "", int(number),
+                               files.read_json(path / "intent.json"), files.read_json(path / "submitted.json"),
+                               files.read_json(path / "result.json")))
+    return sorted(out, key=lambda a: (a.stage, -1 if a.seed is None else a.seed, a.unit, a.number))
+
+
+def seed_of(unit: str) -> int | None:
+    return int(unit[1:].partition("@")[0]) if unit else None
 
 
 def dump_yaml(config: Config) -> str:

@@ -24,7 +24,8 @@ class Submitted:
     """A job as the controller remembers it (intent.json and submitted.json of its attempt)."""
 
     attempt: Path
-    name: str               # unique: campaign, candidate, stage, seed, number
+    name: str               # unique: campaign, candidate, stage, unit, number
+    index: int | None       # its place in the job, if that is an array
     job_id: str | None      # None: the controller died between intent and submission
     start: int | None = None  # local executor: start time of process `job_id`
 
@@ -32,11 +33,14 @@ class Submitted:
 class Cluster(Protocol):
     slots: int  # jobs in flight at most
 
-    def submit(self, attempt: Path, name: str, ranks: int) -> dict[str, Any]:
-        """Submit `jobs.run_attempt(attempt)`; returns what submitted.json holds ("job_id" at least)."""
+    def batches(self, wanted: list[Any]) -> list[list[Any]]:
+        """How (candidate, unit) pairs are cut into submissions; a batch of several becomes one job array."""
 
-    def find(self, attempt: Path, name: str) -> dict[str, Any] | None:
-        """A job submitted under `name` whose id was never written down; None if there is none."""
+    def submit(self, attempts: Sequence[Path], name: str, stage: str, ranks: int) -> list[dict[str, Any]]:
+        """Submit `jobs.run_attempt` for each; returns what each submitted.json holds ("job_id" at least)."""
+
+    def find(self, job: Submitted) -> dict[str, Any] | None:
+        """A job submitted under that name whose id was never written down; None if there is none."""
 
     def alive(self, submitted: Sequence[Submitted]) -> Mapping[Path, bool | None]:
         """Per attempt: still queued or running? None is no news, never a failure."""
@@ -51,9 +55,13 @@ class LocalCluster:
         self.slots = slots
         self._children: list[Any] = []  # kept only to be reaped: a zombie would look alive to others
 
-    def submit(self, attempt: Path, name: str, ranks: int) -> dict[str, Any]:
+    def batches(self, wanted: list[Any]) -> list[list[Any]]:
+        return [[one] for one in wanted]
+
+    def submit(self, attempts: Sequence[Path], name: str, stage: str, ranks: int) -> list[dict[str, Any]]:
         import submitit
 
+        (attempt,) = attempts
         executor = submitit.LocalExecutor(folder=_folder(attempt))
         # Limits are ours (jobs.Supervisor): submitit's would end a run without asking whether it is resumable.
         executor.update_parameters(timeout_min=60 * 24 * 30, tasks_per_node=ranks, stderr_to_stdout=True)
@@ -61,10 +69,10 @@ class LocalCluster:
             job = executor.submit(jobs.run_attempt, str(attempt))
         self._children.append(job._process)
         pid = int(job.job_id)
-        return {"job_id": job.job_id, "start": files.process_start(pid), "executor": "local"}
+        return [{"job_id": job.job_id, "start": files.process_start(pid), "executor": "local"}]
 
-    def find(self, attempt: Path, name: str) -> dict[str, Any] | None:
-        wanted = os.fsencode(str(_folder(attempt)))
+    def find(self, job: Submitted) -> dict[str, Any] | None:
+        wanted = os.fsencode(str(_folder(job.attempt)))
         for entry in os.scandir("/proc"):
             if entry.name.isdigit():
                 try:
@@ -106,12 +114,16 @@ class InlineCluster:
     def __init__(self, work: Callable[[Path, dict[str, Any]], dict[str, Any]], slots: int = 8):
         self.slots, self.work = slots, work
 
-    def submit(self, attempt: Path, name: str, ranks: int) -> dict[str, Any]:
+    def batches(self, wanted: list[Any]) -> list[list[Any]]:
+        return [[one] for one in wanted]
+
+    def submit(self, attempts: Sequence[Path], name: str, stage: str, ranks: int) -> list[dict[str, Any]]:
+        (attempt,) = attempts
         result = self.work(attempt, files.read_json(attempt / "job.json"))
         files.create_exclusive(attempt / "result.json", {"run_seconds": 0.0, "ranks": ranks, "host": "inline", **result})
-        return {"job_id": f"inline-{time.monotonic_ns()}", "executor": "inline"}
+        return [{"job_id": f"inline-{time.monotonic_ns()}", "executor": "inline"}]
 
-    def find(self, attempt: Path, name: str) -> dict[str, Any] | None:
+    def find(self, job: Submitted) -> dict[str, Any] | None:
         return None
 
     def alive(self, submitted: Sequence[Submitted]) -> Mapping[Path, bool | None]:

@@ -160,7 +160,7 @@ class Price(Section):
     completion: Annotated[float, Field(ge=0)]
 
 
-OPERATORS = ("propose", "implement", "review", "reflect", "synthesize")
+OPERATORS = ("propose", "implement", "repair", "review", "reflect", "synthesize")
 
 
 class Agent(Section):
@@ -232,6 +232,7 @@ class Jobs(Section):
     infra_retries: Annotated[int, Field(ge=0)] = 3      # per stage and seed; then HELD
     heartbeat_s: Annotated[float, Field(gt=0)] = 5.0
     silent_min: Annotated[float, Field(gt=0)] = 10.0    # no progress for so long: the watchdog ends the job
+    evaluate_by: Literal["seed", "element"] = "seed"    # one job per training seed, or per (point, benchmark) of it
     isolation: Literal["auto", "none"] = "auto"         # the strongest the kernel allows, or none
 
 

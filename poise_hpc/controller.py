@@ -122,7 +122,7 @@ class Controller:
         return moved
 
     def adopt(self, candidate: Candidate, attempt: Attempt) -> dict[str, Any] | None:
-        found = self.cluster.find(attempt.folder, jobspec.job_name(self.campaign, attempt))
+        found = self.cluster.find(self.submitted(attempt))
         if found is not None:
             files.write_json(attempt.folder / "submitted.json", found)
             self.event(candidate.id, f"{attempt.stage} adopted", f"{attempt.name}  job {found['job_id']}")
@@ -130,7 +130,7 @@ class Controller:
 
     def submitted(self, attempt: Attempt) -> Submitted:
         data = attempt.submitted or {}
-        return Submitted(attempt.folder, jobspec.job_name(self.campaign, attempt), data.get("job_id"), data.get("start"))
+        return Submitted(attempt.folder, attempt.intent["name"], attempt.intent["index"], data.get("job_id"), data.get("start"))
 
     def note_end(self, candidate: Candidate, attempt: Attempt) -> None:
         result = attempt.result
@@ -143,10 +143,10 @@ class Controller:
 
     def advance_home(self) -> bool:
         """The campaign's own job: warm-started model and data, before anything else."""
-        outcome = self.stage_outcome(self.home, [None])
+        outcome = self.stage_outcome(self.home, [""])
         if outcome is None:
             return False
-        attempt = self.home.of(Stage.PREPARE, None)[-1]
+        attempt = self.home.of(Stage.PREPARE, "")[-1]
         if outcome == Outcome.SUCCEEDED:
             self.home.stage = Stage.ARCHIVED
         else:  # a task that cannot be prepared needs a person, whoever is to blame
@@ -166,7 +166,7 @@ class Controller:
                 return recording.reflect(self.campaign, candidate, self.proposer, self.archive) and self.archive_it(candidate)
         return False
 
-    def stage_outcome(self, candidate: Candidate, units: list[int | None]) -> Outcome | None:
+    def stage_outcome(self, candidate: Candidate, units: list[str]) -> Outcome | None:
         """The stage's outcome once every unit (training seed) has one; None before. The lowest failed seed is the cause."""
         outcomes = []
         for unit in units:
@@ -182,7 +182,7 @@ class Controller:
                 return bad
         return Outcome.SUCCEEDED
 
-    def infra_errors(self, candidate: Candidate, unit: int | None) -> int:
+    def infra_errors(self, candidate: Candidate, unit: str) -> int:
         """Failures in a row that led nowhere: one after which the run had got further does not count."""
         count, furthest = 0, -1
         for attempt in candidate.of(candidate.stage, unit):
@@ -245,31 +245,39 @@ class Controller:
 
     def submit(self) -> bool:
         """Fill free slots: the campaign's own job, then what is nearest to its end, then the oldest."""
-        free = self.cluster.slots - len(self.in_flight())
-        moved = False
-        for candidate in sorted([self.home, *self.active.values()], key=_urgency):
-            if free <= 0:
-                break
-            if candidate.stage in (Stage.REFLECT, Stage.ARCHIVED, Stage.HELD):
-                continue
-            for unit in jobspec.units(self.campaign.config, candidate.stage):
-                attempts = candidate.of(candidate.stage, unit)
-                wanted = not attempts or attempts[-1].outcome is Outcome.PREEMPTED or (
-                    attempts[-1].outcome is Outcome.INFRA_ERROR
-                    and self.infra_errors(candidate, unit) <= self.campaign.config.jobs.infra_retries)
-                if wanted and free > 0:
-                    self.submit_one(candidate, unit, len(attempts) + 1)
-                    free -= 1
-                    moved = True
-        return moved
+        free = max(self.cluster.slots - len(self.in_flight()), 0)
+        batches = self.cluster.batches(self.wanted()[:free])
+        for batch in batches:
+            self.submit_batch(batch)
+        return bool(batches)
 
-    def submit_one(self, candidate: Candidate, unit: int | None, number: int) -> None:
-        attempt = jobspec.write_attempt(self.campaign, self.home, candidate, unit, number)
-        name = jobspec.job_name(self.campaign, attempt)
-        candidate.attempts.append(attempt)
-        attempt.submitted = self.cluster.submit(attempt.folder, name, jobspec.ranks(self.campaign.config, candidate.stage))
-        files.write_json(attempt.folder / "submitted.json", attempt.submitted)
-        self.event(candidate.id, f"{attempt.stage} submitted", f"{attempt.name}  job {attempt.submitted['job_id']}")
+    def wanted(self) -> list[tuple[Candidate, str]]:
+        """(candidate, unit) pairs that need a job now, most urgent first."""
+        out = []
+        for candidate in sorted([self.home, *self.active.values()], key=_urgency):
+            if candidate.stage in (Stage.PREPARE, Stage.CHECK, Stage.TRAIN, Stage.EVALUATE):
+                if candidate is not self.home and self.home.stage != Stage.ARCHIVED:
+                    break
+                out += [(candidate, unit) for unit in jobspec.units(self.campaign.config, candidate.stage) if self.due(candidate, unit)]
+        return out
+
+    def due(self, candidate: Candidate, unit: str) -> bool:
+        attempts = candidate.of(candidate.stage, unit)
+        if not attempts or attempts[-1].outcome is Outcome.PREEMPTED:
+            return True
+        return attempts[-1].outcome is Outcome.INFRA_ERROR and (
+            self.infra_errors(candidate, unit) <= self.campaign.config.jobs.infra_retries)
+
+    def submit_batch(self, batch: list[tuple[Candidate, str]]) -> None:
+        attempts = jobspec.announce(self.campaign, self.home, batch)
+        for (candidate, _), attempt in zip(batch, attempts, strict=True):
+            candidate.attempts.append(attempt)
+        answers = self.cluster.submit([a.folder for a in attempts], attempts[0].intent["name"],
+                                      attempts[0].stage, jobspec.ranks(self.campaign.config, attempts[0].stage))
+        for (candidate, _), attempt, answer in zip(batch, attempts, answers, strict=True):
+            attempt.submitted = answer
+            files.write_json(attempt.folder / "submitted.json", answer, sync=False)
+            self.event(candidate.id, f"{attempt.stage} submitted", f"{attempt.name}  job {answer['job_id']}")
 
     def event(self, id: str, what: str, text: str) -> None:
         self.say(self.campaign.log(id, what, text))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from . import files
-from .campaign import Attempt, Campaign, Candidate, load_attempts
+from .campaign import Attempt, Campaign, Candidate, load_attempts, seed_of
 from .config import Config
 from .types import Outcome, Stage
 
@@ -33,43 +33,53 @@ def prepared(home: Candidate) -> dict[str, Any]:
     return next(a.result["payload"] for a in reversed(home.attempts) if a.outcome is Outcome.SUCCEEDED and a.result)
 
 
-def units(config: Config, stage: Stage) -> list[int | None]:
-    """What a stage is made of: one job per training seed, or one in all."""
-    return list(config.search.train_seeds) if stage in (Stage.TRAIN, Stage.EVALUATE) else [None]
+def units(config: Config, stage: Stage) -> list[str]:
+    """What a stage is made of, one job each: training seeds; for evaluation also (point, benchmark) where so configured."""
+    seeds = [f"s{seed}" for seed in config.search.train_seeds]
+    if stage == Stage.TRAIN or (stage == Stage.EVALUATE and config.jobs.evaluate_by == "seed"):
+        return seeds
+    if stage == Stage.EVALUATE:
+        return [f"{seed}@{at:g}@{name}" for seed in seeds for at in config.evaluate.at for name in config.evaluate.benchmarks]
+    return [""]
 
 
 def ranks(config: Config, stage: Stage) -> int:
     return config.jobs.ranks if stage == Stage.TRAIN else 1
 
 
-def attempt_name(stage: Stage, seed: int | None, number: int) -> str:
-    return f"{stage}-{number}" if seed is None else f"{stage}-s{seed}-{number}"
+def attempt_name(stage: Stage, unit: str, number: int) -> str:
+    return "-".join(filter(None, (stage, unit, str(number))))
 
 
-def job_name(campaign: Campaign, attempt: Attempt) -> str:
-    """Unique over campaigns of the same name: the folder's creation time tells them apart."""
+def job_prefix(campaign: Campaign) -> str:
+    """Begins the names of this campaign's jobs and of no other's: the creation time tells namesakes apart."""
     label = re.sub(r"[^A-Za-z0-9_.-]", "_", campaign.root.name)[:40]
-    token = f"{int(campaign.meta['created'] * 1000):x}"
-    return f"poise-{label}-{token}-{attempt.folder.parent.parent.name}-{attempt.name}"
+    return f"poise-{label}-{int(campaign.meta['created'] * 1000):x}-"
 
 
-def write_attempt(campaign: Campaign, home: Candidate, candidate: Candidate, seed: int | None, number: int) -> Attempt:
-    """Create the attempt's folder whole (job.json, intent.json): from here on a restarted controller knows of it."""
-    stage = candidate.stage
-    folder = candidate.folder / "attempts" / attempt_name(stage, seed, number)
-    temporary = folder.parent / f".{folder.name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    attempt = Attempt(folder, stage, seed, number)
-    files.write_json(temporary / "job.json", job(campaign, home, candidate, seed, number), sync=False)
-    files.write_json(temporary / "intent.json", {"name": job_name(campaign, attempt), "controller": files.process_identity()}, sync=False)
-    os.rename(temporary, folder)
-    return attempt
+def announce(campaign: Campaign, home: Candidate, wanted: list[tuple[Candidate, str]]) -> list[Attempt]:
+    """Create the attempts' folders whole (job.json, intent.json), one job name for all: from here on a restarted
+    controller knows of them. More than one is an array, in this order."""
+    attempts: list[Attempt] = []
+    for index, (candidate, unit) in enumerate(wanted):
+        stage, number = candidate.stage, len(candidate.of(candidate.stage, unit)) + 1
+        folder = candidate.folder / "attempts" / attempt_name(stage, unit, number)
+        if not attempts:
+            name = f"{job_prefix(campaign)}{candidate.id}-{folder.name}"
+        intent = {"name": name, "index": index if len(wanted) > 1 else None, "of": len(wanted), "controller": files.process_identity()}
+        temporary = folder.parent / f".{folder.name}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        files.write_json(temporary / "job.json", job(campaign, home, candidate, unit, number), sync=False)
+        files.write_json(temporary / "intent.json", intent, sync=False)
+        os.rename(temporary, folder)
+        attempts.append(Attempt(folder, stage, unit, number, intent))
+    return attempts
 
 
-def job(campaign: Campaign, home: Candidate, candidate: Candidate, seed: int | None, number: int) -> dict[str, Any]:
-    config, stage = campaign.config, candidate.stage
-    earlier = candidate.of(stage, seed)
+def job(campaign: Campaign, home: Candidate, candidate: Candidate, unit: str, number: int) -> dict[str, Any]:
+    config, stage, seed = campaign.config, candidate.stage, seed_of(unit)
+    earlier = candidate.of(stage, unit)
     spec: dict[str, Any] = {
         "kind": str(stage), "campaign": str(campaign.root), "candidate": candidate.id, "seed": seed, "attempt": number,
         "config": config.dump(), "ranks": ranks(config, stage), "threads": config.jobs.threads, "limits": limits(config, stage, earlier)}
@@ -79,11 +89,14 @@ def job(campaign: Campaign, home: Candidate, candidate: Candidate, seed: int | N
     if stage == Stage.TRAIN:
         spec["resume"] = [str(a.folder) for a in earlier]
     if stage == Stage.EVALUATE:
-        trained = next(a for a in reversed(candidate.of(Stage.TRAIN, seed)) if a.outcome is Outcome.SUCCEEDED)
+        trained = next(a for a in reversed(candidate.of(Stage.TRAIN, f"s{seed}")) if a.outcome is Outcome.SUCCEEDED)
         assert trained.result is not None
         spec["weights"] = {at: str(trained.folder / path) for at, path in trained.result["payload"]["snapshots"].items()}
         spec["purpose"] = config.evaluate.purpose
         spec["resume"] = [str(a.folder) for a in earlier]
+        if "@" in unit:
+            _, at, benchmark = unit.split("@")
+            spec["only"] = [[at, benchmark]]
     return spec
 
 

@@ -60,16 +60,20 @@ def evaluations(campaign: Campaign, candidate: Candidate) -> dict[str, dict[str,
     benchmarks = campaign.config.evaluate.benchmarks
     out = {}
     for seed in campaign.config.search.train_seeds:
-        attempt = _last(candidate, Stage.EVALUATE, seed)
-        if attempt is None:
+        found = elements(candidate, seed)
+        if len(found) < len(benchmarks) * len(campaign.config.evaluate.at):
             return {}
-        out[str(seed)] = metrics.merge(elements(attempt), benchmarks)
+        out[str(seed)] = metrics.merge([element for _, element in found], benchmarks)
     return out
 
 
-def elements(attempt: Attempt) -> list[dict[str, Any]]:
-    assert attempt.result is not None
-    return [files.read_json(attempt.folder / name) for name in attempt.result["payload"]["elements"]]
+def elements(candidate: Candidate, seed: int) -> list[tuple[Path, dict[str, Any]]]:
+    """Evaluation elements of one training seed with their files, whichever jobs wrote them, in (point, benchmark) order."""
+    paths: dict[str, Path] = {}
+    for attempt in candidate.attempts:
+        if attempt.stage == Stage.EVALUATE and attempt.seed == seed and attempt.outcome is Outcome.SUCCEEDED and attempt.result:
+            paths |= {Path(name).name: attempt.folder / name for name in attempt.result["payload"]["elements"]}
+    return [(paths[name], files.read_json(paths[name])) for name in sorted(paths)]
 
 
 def score(campaign: Campaign, candidate: Candidate) -> Score | None:
@@ -79,8 +83,8 @@ def score(campaign: Campaign, candidate: Candidate) -> Score | None:
     return stats.score(evaluations(campaign, candidate), base or None, campaign.config.evaluate.score)
 
 
-def _last(candidate: Candidate, stage: Stage, seed: int | None) -> Attempt | None:
-    done = [a for a in candidate.of(stage, seed) if a.outcome is Outcome.SUCCEEDED]
+def _trained(candidate: Candidate, seed: int) -> Attempt | None:
+    done = [a for a in candidate.of(Stage.TRAIN, f"s{seed}") if a.outcome is Outcome.SUCCEEDED]
     return done[-1] if done else None
 
 
@@ -95,11 +99,11 @@ def entry(campaign: Campaign, candidate: Candidate) -> Entry:
     """Everything of a candidate, from its files."""
     proposal, rows = candidate.proposal(), curves(candidate)
     names, steps, values = archive_tables.curve_table({int(seed): r for seed, r in rows.items()})
-    evaluated = [(seed, a) for seed in campaign.config.search.train_seeds if (a := _last(candidate, Stage.EVALUATE, seed))]
-    trained = [a for seed in campaign.config.search.train_seeds if (a := _last(candidate, Stage.TRAIN, seed))]
+    evaluated = {seed: elements(candidate, seed) for seed in campaign.config.search.train_seeds}
+    trained = [a for seed in campaign.config.search.train_seeds if (a := _trained(candidate, seed))]
     found = score(campaign, candidate)
-    tokens, index = archive_tables.completion_tables(c for seed, attempt in evaluated for c in completions(seed, attempt))
-    check = candidate.of(Stage.CHECK, None)
+    tokens, index = archive_tables.completion_tables(c for seed, found in evaluated.items() for c in completions(seed, found))
+    check = candidate.of(Stage.CHECK, "")
     return Entry(
         id=candidate.id, name=proposal.name, parents=proposal.parents, proposer=proposal.proposer, proposal=proposal.to_json(),
         outcome=candidate.outcome or Outcome.CANDIDATE_ERROR, cause=candidate.cause, message=candidate.message,
@@ -111,7 +115,7 @@ def entry(campaign: Campaign, candidate: Candidate) -> Entry:
         attempts=[attempt_row(a) for a in candidate.attempts], timings=timings(trained), score=asdict(found) if found else None,
         behaviour=behaviour(rows), reflection=files.read_json(candidate.folder / "reflection.json"),
         curve_names=names, curve_steps=steps, curve_values=values,
-        evaluations=archive_tables.evaluation_table((seed, e) for seed, a in evaluated for e in elements(a)),
+        evaluations=archive_tables.evaluation_table((seed, e) for seed, found in evaluated.items() for _, e in found),
         completion_tokens=tokens, completion_index=index)
 
 
@@ -139,15 +143,14 @@ def timings(trained: list[Attempt]) -> dict[str, float]:
     return total
 
 
-def completions(seed: int, attempt: Attempt) -> Iterator[tuple[int, float, str, str, int, Any]]:
+def completions(seed: int, found: list[tuple[Path, dict[str, Any]]]) -> Iterator[tuple[int, float, str, str, int, Any]]:
     """(seed, at, benchmark, problem, sample, tokens) of the last evaluation point's raw completions."""
     import numpy
 
-    found = [(name, e) for name, e in zip(attempt.result["payload"]["elements"], elements(attempt), strict=True)] if attempt.result else []
     last = max((float(e["at"]) for _, e in found), default=0.0)
-    for name, e in found:
+    for path, e in found:
         if float(e["at"]) == last:
-            with numpy.load((attempt.folder / name).with_suffix(".npz")) as data:
+            with numpy.load(path.with_suffix(".npz")) as data:
                 tokens, offsets = data["tokens"], data["offsets"]
             for i in range(len(offsets) - 1):
                 yield seed, last, e["benchmark"], e["problem_ids"][i // e["n"]], i % e["n"], tokens[offsets[i]:offsets[i + 1]]
