@@ -1,0 +1,128 @@
+"""The novelty gate, before any compute: a candidate that repeats another one is refused, with the reason and the id.
+
+Three tests, against every visible and pending candidate whose mechanisms overlap with the draft's by at least half:
+same mechanisms with the same hyperparameters; the same code up to names, comments and docstrings; nearly the same text.
+It compares what is written, not what it computes: two spellings of one formula pass.
+"""
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+
+from ..files import dumps
+from ..types import Proposal
+from .base import Context, Draft
+
+TEXT_OVERLAP = 0.9  # share of three-word runs that two proposals have in common
+
+
+def check_novelty(draft: Draft, context: Context) -> str | None:
+    """Why the draft is a duplicate, naming the candidate; None if it is new. A draft without files is compared by its proposal."""
+    mine = hyperparameters(draft.proposal, draft.files)
+    for id, proposal in _neighbours(draft.proposal.mechanisms, context):
+        same_mechanisms = set(proposal.mechanisms) == set(draft.proposal.mechanisms)
+        files = context.code(id) if draft.files or (same_mechanisms and mine is not None) else {}
+        if same_mechanisms and mine is not None and mine == hyperparameters(proposal, files):
+            return f"it has the mechanisms and the hyperparameters of {id} ({proposal.name})"
+        if draft.files and fingerprint(draft.files) == fingerprint(files):
+            return f"its code is that of {id} ({proposal.name}) up to names, comments and docstrings"
+        if same_text(draft.proposal, proposal):
+            return f"its proposal reads like that of {id} ({proposal.name})"
+    return None
+
+
+def _neighbours(mechanisms: tuple[str, ...], context: Context) -> Iterator[tuple[str, Proposal]]:
+    """Candidates worth opening. Index rows name the mechanisms, so that a large archive is not read whole."""
+    mine = set(mechanisms)
+    for entry in context.entries:
+        if _overlap(mine, set(entry.mechanisms)) >= 0.5:
+            yield entry.id, context.proposals[entry.id]
+    for id, proposal in context.pending:
+        if _overlap(mine, set(proposal.mechanisms)) >= 0.5:
+            yield id, proposal
+
+
+def _overlap(a: set[str], b: set[str]) -> float:
+    return len(a & b) / len(a | b) if a | b else 1.0
+
+
+def hyperparameters(proposal: Proposal, files: Mapping[str, str]) -> str | None:
+    """Canonical text of the hyperparameters: what the proposal states, else the fields of the package; None if neither says."""
+    if (recipe := proposal.details.get("recipe")) is not None:
+        return dumps(recipe)
+    fields = _fields(files.get("algorithm.py", ""))
+    return dumps(fields) if fields else None
+
+
+@lru_cache(maxsize=4096)
+def _fields_of(text: str) -> tuple[tuple[str, str], ...]:
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError):
+        return ()
+    return tuple(sorted((node.target.id, ast.unparse(node.value))
+                        for cls in tree.body if isinstance(cls, ast.ClassDef)
+                        for node in cls.body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value))
+
+
+def _fields(text: str) -> dict[str, str]:
+    """Annotated class fields with a default: an algorithm's hyperparameters."""
+    return dict(_fields_of(text))
+
+
+def fingerprint(files: Mapping[str, str]) -> tuple[str, ...]:
+    """The package without docstrings, comments, layout, and the names that it chose itself."""
+    return tuple(sorted(_normalized(text) for text in files.values()))
+
+
+@lru_cache(maxsize=4096)
+def _normalized(text: str) -> str:
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError):
+        return text  # the static gate says what is wrong with it
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:]
+    names = {name: f"v{i}" for i, name in enumerate(dict.fromkeys(_bound(tree)))}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            node.id = names.get(node.id, node.id)
+        elif isinstance(node, ast.arg):
+            node.arg, node.annotation = names.get(node.arg, node.arg), None
+        elif isinstance(node, ast.ClassDef):
+            node.name = names.get(node.name, node.name)
+        elif isinstance(node, ast.FunctionDef):
+            node.returns = None
+    return ast.dump(tree)
+
+
+def _bound(tree: ast.Module) -> Iterator[str]:
+    """Names that the text gives to locals, arguments and classes; not methods and fields, which the interface reads."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.FunctionDef):
+            for inner in ast.walk(node):
+                if isinstance(inner, ast.arg):
+                    yield inner.arg
+                elif isinstance(inner, ast.Name) and isinstance(inner.ctx, ast.Store):
+                    yield inner.id
+
+
+def same_text(a: Proposal, b: Proposal) -> bool:
+    """Nearly the same hypothesis and description. A changed number is a change; the ids of parents are not."""
+    mine, theirs = _words(a), _words(b)
+    numbers = [sorted(w for w in words if w[0].isdigit()) for words in (mine, theirs)]
+    return bool(mine) and numbers[0] == numbers[1] and _overlap(_runs(mine), _runs(theirs)) >= TEXT_OVERLAP
+
+
+def _words(proposal: Proposal) -> list[str]:
+    text = re.sub(r"\bc\d{4,}\b", "", f"{proposal.hypothesis} {proposal.description}".lower())
+    return re.findall(r"\d+(?:\.\d+)?(?:e-?\d+)?|[^\W\d]+", text)
+
+
+def _runs(words: list[str]) -> set[str]:
+    return {" ".join(words[i:i + 3]) for i in range(max(1, len(words) - 2))}
