@@ -1,9 +1,10 @@
 """The archive: one write-once HDF5 record per candidate, and a disposable index over them. The only home of h5py.
 
-A record is built in memory, hashed, written to a temporary file, synced and renamed: a killed writer leaves the
-old state or the new one, never half a file. The SHA-256 is over the *logical* content (names, types, shapes and
-values of all datasets), so it survives a repacked file, and reading always checks it: `read` returns what was
-written or raises `CorruptFile`. `archive_store/README.md` holds the format field by field.
+A record is built in memory, written to a temporary file, synced and renamed: a killed writer leaves the old state or
+the new one, never half a file. The first 512 bytes (HDF5's user block, which its readers skip) hold the SHA-256 of the
+rest, and it is checked *before* HDF5 sees a byte: HDF5 2.0 can loop for ever on one flipped bit. So `read` returns what
+was written or raises `CorruptFile`. A second SHA-256, over the logical content, is the record's identity; it does not
+depend on the HDF5 version that wrote it. `archive_store/README.md` holds the format field by field.
 
 Not covered: several writers. The campaign's lock sees to one; a second would be refused, not merged. A record that
 rots *after* the index has its row is found by `verify_campaign`, not by `ArchiveView.load`.
@@ -28,6 +29,7 @@ from .files import CorruptFile
 from .types import EntrySummary, Outcome, PoiseError, Score, candidate_number
 
 FORMAT = 1
+USER_BLOCK = 512        # bytes before the HDF5 superblock
 COMPRESS_BYTES = 16384  # smaller datasets are stored plain: a filter costs more than it saves
 INDEX_LAG = 32          # records that may be missing from the index before it is written anew
 RECORD_NAME = re.compile(r"(c\d{4,})\.h5")
@@ -40,9 +42,6 @@ COMPLETION_ROW = np.dtype([  # one completion: tokens[start : start + length]
     ("start", "<i8"), ("length", "<i4")])
 INDEX_ROW = np.dtype([  # for plain HDF5 tools; the index's own reader takes the JSON lines
     ("id", "S12"), ("outcome", "S16"), ("overall", "<f8"), ("final", "<f8"), ("delta", "<f8"), ("run_seconds", "<f8")])
-
-# What h5py raises on damaged bytes, by experience: almost always OSError, now and then one of the others.
-DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError, MemoryError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -258,7 +257,7 @@ def _type(dtype: np.dtype) -> str:
 
 
 def _pack(datasets: Mapping[str, np.ndarray], kind: str, digest: str) -> bytes:
-    """An HDF5 file's bytes. Equal content gives equal bytes (no times); "latest" checksums all metadata."""
+    """A file of ours as bytes. Equal content gives equal bytes: no times are stored."""
     import h5py
 
     with h5py.File.in_memory(libver="latest") as f:
@@ -268,30 +267,31 @@ def _pack(datasets: Mapping[str, np.ndarray], kind: str, digest: str) -> bytes:
             filters = {"compression": "gzip", "compression_opts": 1, "shuffle": True} if array.nbytes > COMPRESS_BYTES else {}
             f.create_dataset(name, data=array, track_times=False, **filters)
         f.flush()
-        return f.id.get_file_image()
+        image = f.id.get_file_image()
+    return _user_block(kind, image) + image
+
+
+def _user_block(kind: str, image: bytes | memoryview) -> bytes:
+    return f"poise_hpc {kind}, format {FORMAT}, HDF5 from byte {USER_BLOCK}\nsha256 {hashlib.sha256(image).hexdigest()}\n" \
+        .encode().ljust(USER_BLOCK, b"\0")
 
 
 def _unpack(path: Path, kind: str) -> tuple[dict[str, np.ndarray], str]:
-    """(datasets, sha256) of a file of ours, checked; CorruptFile when it is not what was written."""
+    """(datasets, sha256 of the content) of a file of ours; CorruptFile when it is not what was written."""
     import h5py
 
     try:
-        raw = path.read_bytes()  # through Python, not HDF5: no file locks, and a read error is told from damage
+        raw = path.read_bytes()
     except OSError as error:
         raise CorruptFile(f"{path} cannot be read: {error.strerror or error}") from None
+    image = memoryview(raw)[USER_BLOCK:]
+    if raw[:USER_BLOCK] != _user_block(kind, image):
+        raise CorruptFile(f"{path} is damaged, or no {kind} of format {FORMAT}: its {len(raw)} bytes do not match the checksum that was "
+                          "written with them")
     datasets: dict[str, np.ndarray] = {}
-    try:
-        with h5py.File.in_memory(raw) as f:
-            there = {name: f.attrs[name] for name in ("format", "kind", "sha256")}
-            f.visititems(lambda name, item: datasets.update({name: np.asarray(item[()])}) if isinstance(item, h5py.Dataset) else None)
-        digest = _digest(datasets)
-    except DAMAGE as error:
-        raise CorruptFile(f"{path} is damaged or no HDF5 file ({len(raw)} bytes): {str(error)[:120]}") from None
-    if digest != there["sha256"]:
-        raise CorruptFile(f"{path} is damaged: its content has sha256 {digest[:12]}, {str(there['sha256'])[:12]} was written")
-    if (there["format"], there["kind"]) != (FORMAT, kind):
-        raise CorruptFile(f"{path} is a {there['kind']} of format {there['format']}; a {kind} of format {FORMAT} was wanted")
-    return datasets, digest
+    with h5py.File.in_memory(image) as f:
+        f.visititems(lambda name, item: datasets.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None)
+        return datasets, str(f.attrs["sha256"])
 
 
 # --- index
