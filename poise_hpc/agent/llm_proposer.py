@@ -1,0 +1,92 @@
+"""The LLM agent behind the `Proposer` seam: propose, implement, review, repair, reflect, synthesize.
+
+    notes revised? -> ideas -> novel? -> package -> gate, declarations, reviewer -> Draft
+                        ^________|          ^______________________|   bounded rounds
+    check job fails -> repair -> Draft
+
+Stateless: everything is a function of the context and of recorded replies, so a killed controller that proposes again
+gets the same draft without paying again. What ends for good is a `DraftRejected`: evidence, archived with its cause.
+What a later try may cure (`replay.Unavailable`) or a person (`replay.Rejected`, `transcript.BudgetExceeded`) passes through.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from ..algorithms import gate
+from ..config import Config
+from ..replay import EmptyReply, LLM, LLMError, Refused
+from ..types import CandidateError, Proposal, Reflection
+from . import llm_reflect, propose, reflect as rules, review
+from .base import Context, Draft, Facts
+from .conversation import Malformed
+from .implement import implement, repair
+from .priors import choose_cards, load_cards
+from .synthesize import notes_for
+
+FINAL: dict[type[LLMError], str] = {  # recorded replies, the same for ever: asking again would not help
+    Malformed: "malformed-reply", Refused: "refused", EmptyReply: "empty-reply"}
+
+
+class DraftRejected(CandidateError):
+    """No draft that is worth a job. `draft` is what there is of it; its files may be missing."""
+
+    def __init__(self, cause: str, message: str, draft: Draft):
+        super().__init__(cause, message)
+        self.draft = draft
+
+
+class LLMProposer:
+    def __init__(self, llm: LLM, config: Config, campaign: Path):
+        self.llm, self.config, self.notes = llm, config, campaign / "notes"
+        self.cards = load_cards(*map(Path, config.agent.cards))
+
+    def propose(self, context: Context) -> Draft:
+        try:
+            notes = notes_for(self.llm, context, self.config.agent.synthesize_every, self.notes)
+            ideas = propose.propose(self.llm, context, self.config, notes, choose_cards(self.cards, context))
+        except tuple(FINAL) as error:
+            raise DraftRejected(FINAL[type(error)], str(error), Draft(propose.unproposed(context, self.config), {})) from None
+        proposal = propose.choose(ideas)
+        if reason := proposal.details.get("duplicate"):
+            raise DraftRejected("duplicate", reason, Draft(proposal, {}))
+        return self._work(context.id, proposal, {}, lambda: implement(self.llm, context.id, proposal, context.parent_code),
+                          lambda draft: propose.novelty(draft, context))
+
+    def repair(self, id: str, draft: Draft, messages: Sequence[str]) -> Draft:
+        """The draft after its check job found `messages`; DraftRejected once `agent.repair_rounds` are used up."""
+        done = draft.proposal.details.get("repairs", 0)
+        if done >= self.config.agent.repair_rounds:
+            raise DraftRejected("check-failed", "; ".join(messages), draft)
+        proposal = propose.with_details(draft.proposal, repairs=done + 1)
+        return self._work(id, proposal, draft.files, lambda: repair(self.llm, id, proposal, draft.files, messages))
+
+    def reflect(self, facts: Facts) -> Reflection:
+        return llm_reflect.reflect(self.llm, facts, rules.reflect(facts))
+
+    def _work(self, id: str, proposal: Proposal, files: Mapping[str, str], first: Callable[[], dict[str, str]],
+              novelty: Callable[[Draft], str | None] = lambda draft: None) -> Draft:
+        """A package that gate, declarations, novelty and reviewer accept, in a bounded number of rounds."""
+        try:
+            files = first()
+            for left in reversed(range(self.config.agent.repair_rounds + 1)):
+                draft = Draft(proposal, files)
+                if reason := novelty(draft):
+                    raise DraftRejected("duplicate", reason, draft)
+                cause, problems = self._problems(id, draft)
+                if not problems:
+                    return draft
+                if not left:
+                    raise DraftRejected(cause, "; ".join(problems), draft)
+                files = repair(self.llm, id, proposal, files, problems)
+        except tuple(FINAL) as error:
+            raise DraftRejected(FINAL[type(error)], str(error), Draft(proposal, files)) from None
+        raise AssertionError("unreachable")
+
+    def _problems(self, id: str, draft: Draft) -> tuple[str, list[str]]:
+        """Cheapest first: the reviewer is paid only for what syntax has nothing against."""
+        if found := gate.check_files(draft.files):
+            return "gate", [str(f) for f in found]
+        if found := review.mismatches(draft.proposal, draft.files):
+            return "inconsistent", found
+        return "inconsistent", review.review(self.llm, id, draft.proposal, draft.files)

@@ -1,0 +1,147 @@
+"""The proposal operator P: several diverse ideas in one call, those that repeat the archive sent back with the reason.
+
+PAPER.md, step 1: "proposes N candidates" from a parent. One idea becomes this candidate; the others travel in its
+proposal (`details["alternatives"]`) and become its siblings', as long as it is pending: the evidence is the same then.
+"""
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ..config import Config
+from ..replay import LLM, models_for
+from ..types import Proposal
+from . import evidence
+from .base import Context, Draft
+from .conversation import Conversation, json_schema, reads_json
+from .novelty import check_novelty
+from .package_text import show_package
+from .prompts import render
+
+Input = Literal["reward", "components", "valid", "truncated", "group", "length", "logp_old", "logp_rollout", "logp_ref",
+                "entropy", "progress", "step"]
+NAME = re.compile(r"[A-Z0-9][A-Z0-9+.-]{1,39}")
+SLUG = re.compile(r"[a-z0-9][a-z0-9-]{1,39}")
+
+
+class Hyperparameter(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+    name: str
+    value: float
+    meaning: str
+
+
+class Idea(BaseModel):
+    """One proposal, as the model writes it."""
+
+    model_config = ConfigDict(extra="ignore")
+    name: str = Field(description="short, upper case, e.g. VM-AV-GRPO")
+    hypothesis: str = Field(description="one falsifiable sentence about training behaviour and scores")
+    mechanisms: list[str] = Field(description="lower-case slugs of all mechanisms of the algorithm, inherited ones too")
+    description: str = Field(description="what changes against the parent, with the full formula")
+    expected_effect: str = Field(description="which figures move, in which direction, and why")
+    responds_to: list[Input] = Field(description="what advantages and loss depend on, besides the log-probability itself")
+    hyperparameters: list[Hyperparameter]
+    sources: list[str] = Field(description="ids of entries and papers it builds on")
+
+
+class Ideas(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+    proposals: list[Idea] = Field(description="the most promising first")
+
+
+def propose(llm: LLM, context: Context, config: Config, notes: str, cards: str) -> list[Proposal]:
+    """Novel ideas, the best first; the duplicates of the last round, with `details["duplicate"]`, if none is novel."""
+    if waiting := siblings(context):
+        return waiting
+    talk = Conversation(llm, "propose", context.id)
+    text = prompt(context, config, notes, cards)
+    for _ in range(config.agent.duplicate_rounds + 1):
+        ideas = talk.ask(text, reads_json(Ideas, _problems), json_schema(Ideas)).proposals
+        proposals = [as_proposal(idea, context, talk.model) for idea in ideas]
+        fresh, known = sift(proposals, context)
+        if fresh:
+            return fresh
+        text = render("duplicates", duplicates="\n".join(f"- {p.name}: {reason}" for p, reason in known))
+    return [with_details(p, duplicate=reason) for p, reason in known]
+
+
+def prompt(context: Context, config: Config, notes: str, cards: str) -> str:
+    parent = context.parent
+    return render(
+        "propose", count=str(config.agent.proposals),
+        parent=evidence.entry_text(parent, context.parent_proposal, context.reflections.get(parent.id)),
+        parent_code=show_package(context.parent_code), references=evidence.references_text(context),
+        history=evidence.history_text(context.entries, context.pending), notes=notes or "None yet.",
+        cards=cards or "None.", recipe=evidence.recipe(config),
+        directive=context.directive or "None: raise Overall against GRPO under the same recipe.")
+
+
+def sift(proposals: list[Proposal], context: Context) -> tuple[list[Proposal], list[tuple[Proposal, str]]]:
+    """Novel ones, and duplicates with the reason: of the archive, of what is pending, of one another."""
+    fresh: list[Proposal] = []
+    known: list[tuple[Proposal, str]] = []
+    for proposal in proposals:
+        twin = next((p.name for p in fresh if set(p.mechanisms) == set(proposal.mechanisms)), None)
+        reason = f"it has the same mechanisms as {twin} in your own reply" if twin else novelty(Draft(proposal, {}), context)
+        if reason:
+            known.append((proposal, reason))
+        else:
+            fresh.append(proposal)
+    return fresh, known
+
+
+def novelty(draft: Draft, context: Context) -> str | None:
+    """Why the draft repeats something visible or pending; None if it is new."""
+    return check_novelty(draft, context)
+
+
+def siblings(context: Context) -> list[Proposal]:
+    """Ideas left over from pending candidates of the same parent, still novel."""
+    left = [Proposal.from_json(data | {"parents": (context.parent.id,)})
+            for _, pending in context.pending if pending.parents == (context.parent.id,)
+            for data in pending.details.get("alternatives", ())]
+    return sift(left, context)[0]
+
+
+def choose(proposals: list[Proposal]) -> Proposal:
+    """The first; the others go along as alternatives."""
+    first, *others = proposals
+    return with_details(first, alternatives=[_without(p, "alternatives").to_json() for p in others])
+
+
+def as_proposal(idea: Idea, context: Context, model: str) -> Proposal:
+    taken = {p.name for p in context.proposals.values()} | {p.name for _, p in context.pending}
+    name = f"{idea.name}-{context.id}" if idea.name in taken else idea.name
+    return Proposal(
+        name=name, parents=(context.parent.id,), hypothesis=idea.hypothesis, mechanisms=tuple(dict.fromkeys(idea.mechanisms)),
+        description=idea.description, expected_effect=idea.expected_effect, sources=tuple(idea.sources),
+        proposer=f"llm:{model}", details={"responds_to": sorted(set(idea.responds_to)),
+                                          "hyperparameters": {h.name: h.value for h in idea.hyperparameters},
+                                          "meanings": {h.name: h.meaning for h in idea.hyperparameters}})
+
+
+def unproposed(context: Context, config: Config) -> Proposal:
+    """What stands in the archive where the model made no proposal."""
+    return Proposal(name=f"UNPROPOSED-{context.id}", parents=(context.parent.id,), hypothesis="none was made", mechanisms=(),
+                    description="", expected_effect="", proposer=f"llm:{models_for(config.agent, 'propose')[0]}")
+
+
+def with_details(proposal: Proposal, **details: Any) -> Proposal:
+    return Proposal.from_json(proposal.to_json() | {"details": proposal.details | details})
+
+
+def _problems(ideas: Ideas) -> list[str]:
+    out = [] if ideas.proposals else ["proposals: at least one was wanted"]
+    for idea in ideas.proposals:
+        if not NAME.fullmatch(idea.name):
+            out.append(f"name {idea.name!r}: 2 to 40 of A-Z, 0-9, +, ., - were wanted")
+        if not idea.mechanisms or not all(SLUG.fullmatch(m) for m in idea.mechanisms):
+            out.append(f"{idea.name}: mechanisms must be lower-case slugs like asymmetric-clip, at least one, got {idea.mechanisms}")
+    return out
+
+
+def _without(proposal: Proposal, key: str) -> Proposal:
+    return Proposal.from_json(proposal.to_json() | {"details": {k: v for k, v in proposal.details.items() if k != key}})

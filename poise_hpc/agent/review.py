@@ -1,0 +1,122 @@
+"""The consistency check: does the code do what the proposal says? First mechanically, then by a reviewer's call.
+
+Two mechanical sources: the package's syntax tree (here, before any job) and the response report of the check job
+(`algorithms.checks.response_report`: which inputs the values really answer to, measured by perturbing them).
+"""
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Mapping
+from typing import Any, get_args
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ..replay import LLM
+from ..types import Proposal
+from .conversation import Conversation, json_schema, reads_json
+from .implement import proposal_text
+from .package_text import show_package
+from .prompts import render
+from .propose import Input
+
+# Read as an attribute or not at all. The others also come in through helpers: ratio(batch) reads logp_old.
+PLAIN_INPUTS = frozenset({"components", "valid", "truncated", "length", "logp_rollout", "progress", "step"})
+SHARED = ("base", "ops")  # modules of poise_hpc.algorithms that are no algorithm
+
+
+class Finding(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+    claim: str = Field(description="what the proposal says")
+    code: str = Field(description="what the code does instead, with the line")
+    change: str = Field(description="what would make them agree")
+
+
+class Verdict(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+    reasoning: str = Field(description="each claim of the proposal against the lines that do it")
+    consistent: bool
+    findings: list[Finding] = Field(description="empty if consistent")
+
+
+def review(llm: LLM, id: str, proposal: Proposal, package: Mapping[str, str]) -> list[str]:
+    """What the reviewer finds inconsistent; [] if the code does what the proposal says."""
+    text = render("review", proposal=proposal_text(proposal), package=show_package(package),
+                  evidence="\n".join(f"- {k}: {', '.join(v) or 'none'}" for k, v in static_evidence(package).items()))
+    verdict = Conversation(llm, "review", id).ask(text, reads_json(Verdict, _contradicts_itself), json_schema(Verdict))
+    return [f"the proposal says: {f.claim}; the code: {f.code}; {f.change}" for f in verdict.findings]
+
+
+def mismatches(proposal: Proposal, package: Mapping[str, str]) -> list[str]:
+    """Declarations of proposal and code that differ, by syntax alone. The package parses (the gate has passed)."""
+    seen = static_evidence(package)
+    out = []
+    if not seen["inherits from algorithms"] and set(seen["mechanisms"]) != set(proposal.mechanisms):
+        out.append(f"the proposal's mechanisms are {', '.join(proposal.mechanisms)}; the code declares "
+                   f"{', '.join(seen['mechanisms']) or 'none'}; they must be the same names")
+    fields = dict(item.split(" = ", 1) for item in seen["hyperparameters"])
+    for name, value in proposal.details.get("hyperparameters", {}).items():
+        if name not in fields and not seen["inherits from algorithms"]:
+            out.append(f"hyperparameter {name} of the proposal is no field of the algorithm's dataclass")
+        elif name in fields and _number(fields[name]) not in (None, value):
+            out.append(f"hyperparameter {name} is {value:g} in the proposal and {fields[name]} in the code")
+    if not seen["inherits from algorithms"]:
+        unread = (set(proposal.details.get("responds_to", ())) & PLAIN_INPUTS) - set(seen["inputs read"])
+        out += [f"the proposal says that the values respond to `{name}`; the code never reads it" for name in sorted(unread)]
+    return out
+
+
+def contradictions(proposal: Proposal, response: Mapping[str, Any]) -> list[str]:
+    """What the proposal claims and the measured response denies, and the other way round. `response`: input -> whether,
+    or how much, advantages or loss change when it alone is perturbed."""
+    claimed = set(proposal.details.get("responds_to", ()))
+    if not claimed:
+        return []
+    measured = {("logp_ref" if k == "ref_logp" else k): bool(v) for k, v in response.items()}
+    denied = sorted(k for k in claimed if measured.get(k) is False)
+    unsaid = sorted(k for k in PLAIN_INPUTS - claimed if measured.get(k))
+    return [f"the proposal says that the values respond to `{k}`; perturbing it changes nothing" for k in denied] + \
+           [f"perturbing `{k}` changes the values; the proposal does not say so" for k in unsaid]
+
+
+def static_evidence(package: Mapping[str, str]) -> dict[str, list[str]]:
+    """What the syntax trees show, sorted: nothing is imported or executed."""
+    trees = [ast.parse(text) for text in package.values()]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    return {
+        "inputs read": sorted({n.attr for n in nodes if isinstance(n, ast.Attribute)} & set(get_args(Input))),
+        "hyperparameters": sorted(_fields(nodes)),
+        "mechanisms": sorted({n.args[0].value for n in nodes if isinstance(n, ast.Call) and _name(n.func) == "Mechanism"
+                              and n.args and isinstance(n.args[0], ast.Constant)}
+                             | {k.value.value for n in nodes if isinstance(n, ast.Call) and _name(n.func) == "Mechanism"
+                                for k in n.keywords if k.arg == "name" and isinstance(k.value, ast.Constant)}),
+        "helpers": sorted({a.name for n in nodes if isinstance(n, ast.ImportFrom) and (n.module or "").endswith("algorithms.ops")
+                           for a in n.names}),
+        "inherits from algorithms": sorted({n.module for n in nodes if isinstance(n, ast.ImportFrom) and n.module
+                                            and n.module.startswith("poise_hpc.algorithms.")
+                                            and n.module.split(".")[2] not in SHARED}),
+    }
+
+
+def _fields(nodes: list[ast.AST]) -> Iterator[str]:
+    for node in nodes:
+        if isinstance(node, ast.ClassDef):
+            for item in node.body:
+                if isinstance(item, ast.AnnAssign) and item.value is not None and "ClassVar" not in ast.unparse(item.annotation):
+                    yield f"{_name(item.target)} = {ast.unparse(item.value)}"
+
+
+def _name(node: ast.AST) -> str:
+    return node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(ast.literal_eval(text))
+    except (ValueError, TypeError, SyntaxError):
+        return None
+
+
+def _contradicts_itself(verdict: Verdict) -> list[str]:
+    if verdict.consistent == bool(verdict.findings):
+        return [f"consistent is {verdict.consistent} with {len(verdict.findings)} findings; it must be true exactly if there are none"]
+    return []

@@ -1,0 +1,235 @@
+"""Each operator on its own, with replies by script: what it shows, what it accepts, what goes back."""
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from importlib.resources import files
+
+import pytest
+
+from helpers_agent import (CLIP_HIGHER_CODE, CONSISTENT, GRPO_CODE, Scripted, context, diagnosis, facts, idea, ideas, inconsistent,
+                           package, proposal)
+from poise_hpc.agent import evidence, propose, review, synthesize
+from poise_hpc.agent.conversation import Malformed
+from poise_hpc.agent.implement import implement, repair
+from poise_hpc.agent.llm_reflect import reflect, settle
+from poise_hpc.agent.prompts import render
+from poise_hpc.config import Config
+from poise_hpc.replay import Refused, Unavailable
+from poise_hpc.types import Outcome, Reflection
+
+RULES = Reflection("supported", "By rules: nothing stands out.", ("healthy",))
+CLIP_HIGHER = proposal("CLIPHIGHER-GRPO", ("group-std", "asymmetric-clip"), responds_to=["reward", "group", "logp_old"],
+                       hyperparameters={"clip_high": 0.28}, meanings={"clip_high": "upper clip"})
+
+
+def test_every_prompt_is_rendered_with_real_data_and_no_placeholder_is_left(tmp_path):
+    llm = Scripted({"propose": [ideas(idea("GRPO-2", ("group-std", "symmetric-clip"))), ideas(idea())],
+                    "implement": [package()], "repair": [package()], "review": [CONSISTENT],
+                    "reflect": ["not json", json.dumps(diagnosis(citations=[{"quantity": "entropy", "step": 3, "value": 9.0}])),
+                                json.dumps(diagnosis())], "synthesize": [json.dumps(notes())]})
+    config = Config.model_validate({"agent": {"models": {"default": ("m",)}}})
+    sift = propose.sift
+    first = iter([([], [(CLIP_HIGHER, "it has GRPO's mechanisms")])])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(propose, "sift", lambda p, c: next(first, (p, [])) if p else sift(p, c))
+        propose.propose(llm, context(), config, "notes", "cards")
+    implement(llm, "c0003", CLIP_HIGHER, context().parent_code)
+    repair(llm, "c0003", CLIP_HIGHER, {"algorithm.py": GRPO_CODE}, ["wrong"])
+    review.review(llm, "c0003", CLIP_HIGHER, {"algorithm.py": CLIP_HIGHER_CODE})
+    reflect(llm, facts(), RULES)
+    synthesize.revise(llm, context("c0008"), 8, tmp_path)
+    names = {p.name[:-3] for p in files("poise_hpc.agent").joinpath("prompts").iterdir() if p.name.endswith(".md")}
+    texts = [m["content"] for r in llm.requests for m in r.messages]
+    heads = {name: render_head(name) for name in names}
+    assert {name for name, head in heads.items() if any(head in text for text in texts)} == names
+    assert not any(re.search(r"\$[a-z_]+", text) for text in texts)
+
+
+def render_head(name: str) -> str:
+    """The longest line of a prompt without a placeholder."""
+    lines = files("poise_hpc.agent").joinpath("prompts", f"{name}.md").read_text().splitlines()
+    return max((line for line in lines if "$" not in line), key=len)
+
+
+def test_render_wants_exactly_its_values():
+    with pytest.raises(KeyError):
+        render("again")
+    with pytest.raises(ValueError, match="no placeholder for extra"):
+        render("again", problem="x", extra="y")
+    assert "costs $5 and $problem" in render("again", problem="costs $5 and $problem")
+
+
+def test_the_proposal_prompt_shows_the_evidence():
+    text = propose.prompt(context(directive="shorter outputs"), Config(), "use means", "card: DAPO")
+    for shown in ("c0002 SA-GRPO: two-anchors; failed: nonfinite-loss", "1.5 [0, 3] against GRPO", "shorter outputs", "use means",
+                  "card: DAPO", "48 training steps, each 16 prompts x 8", "class GRPO(Algorithm)", "entropy_end 0.41"):
+        assert shown in text
+
+
+def test_ideas_must_be_well_named():
+    bad = ideas(idea(name="no good name"), idea(mechanisms=("Has Spaces",)))
+    with pytest.raises(Malformed, match="no good name.*Has Spaces"):
+        propose.propose(Scripted({"propose": [bad, bad]}), context(), Config(), "", "")
+
+
+def test_twins_in_one_reply_count_once():
+    pair = [proposal("A-1", ("x", "y")), proposal("A-2", ("y", "x")), proposal("B", ("z",))]
+    fresh, known = propose.sift(pair, context())
+    assert [p.name for p in fresh] == ["A-1", "B"] and "same mechanisms as A-1" in known[0][1]
+
+
+def test_other_ideas_go_to_siblings_while_the_first_is_pending():
+    first = propose.choose([proposal("A", ("a",)), proposal("B", ("b",)), proposal("C", ("c",))])
+    assert [a["name"] for a in first.details["alternatives"]] == ["B", "C"]
+    sibling = context("c0004", pending=(("c0003", first),))
+    llm = Scripted({})  # nothing is asked
+    assert [p.name for p in propose.propose(llm, sibling, Config(), "", "")] == ["B", "C"]
+    second = propose.choose(propose.siblings(sibling))
+    third = replace(sibling, id="c0005", pending=(*sibling.pending, ("c0004", second)))
+    assert [p.name for p in propose.siblings(third)] == ["C"]
+    assert propose.siblings(replace(sibling, parent=sibling.entries[1])) == []  # another parent's ideas
+
+
+def test_a_taken_name_gets_the_id():
+    taken = context(pending=(("c0002", proposal("X-GRPO", ("q",))),))
+    assert propose.as_proposal(propose.Idea(**idea("X-GRPO")), taken, "m").name == "X-GRPO-c0003"
+
+
+def test_repair_shows_the_problems_and_takes_edits():
+    edit = "<<<<<<< SEARCH algorithm.py\n    clip: float = 0.2        # epsilon\n=======\n    clip: float = 0.1\n>>>>>>> REPLACE"
+    llm = Scripted({"repair": [edit]})
+    fixed = repair(llm, "c0003", CLIP_HIGHER, {"algorithm.py": GRPO_CODE}, ["advantages: NaN for equal rewards"])
+    assert fixed == {"algorithm.py": GRPO_CODE.replace("    clip: float = 0.2        # epsilon\n", "    clip: float = 0.1\n")}
+    assert "- advantages: NaN for equal rewards" in llm.asked("repair")[0]
+
+
+# --- consistency
+
+
+def test_syntax_shows_what_the_code_reads_and_declares():
+    seen = review.static_evidence({"algorithm.py": CLIP_HIGHER_CODE})
+    assert seen["hyperparameters"] == ["clip_high = 0.28", "clip_low = 0.2", "std_floor = 1e-06"]
+    assert seen["mechanisms"] == ["asymmetric-clip", "group-std"] and seen["helpers"] == ["group_mean", "group_std", "ratio"]
+    assert seen["inputs read"] == ["group", "reward"]
+    assert review.mismatches(CLIP_HIGHER, {"algorithm.py": CLIP_HIGHER_CODE}) == []
+
+
+@pytest.mark.parametrize(("old", "new", "found"), [
+    ("clip_high: float = 0.28", "clip_high: float = 0.4", "clip_high is 0.28 in the proposal and 0.4 in the code"),
+    ("clip_high", "clip_top", "clip_high of the proposal is no field"),
+    ('Mechanism("asymmetric-clip"', 'Mechanism("clip-higher"', "mechanisms are group-std, asymmetric-clip; the code declares clip-higher"),
+])
+def test_declarations_that_differ_are_found_without_a_call(old, new, found):
+    assert found in review.mismatches(CLIP_HIGHER, {"algorithm.py": CLIP_HIGHER_CODE.replace(old, new)})[0]
+
+
+def test_a_claimed_input_that_is_never_read_is_found():
+    claims = propose.with_details(CLIP_HIGHER, responds_to=["reward", "valid"])
+    assert review.mismatches(claims, {"algorithm.py": CLIP_HIGHER_CODE}) == [
+        "the proposal says that the values respond to `valid`; the code never reads it"]
+    inherits = "from poise_hpc.algorithms.validity_masking import ValidityMasking\n" + CLIP_HIGHER_CODE
+    assert review.mismatches(claims, {"algorithm.py": inherits}) == []  # it may be read there
+
+
+def test_measured_responses_against_claims():
+    claims = propose.with_details(CLIP_HIGHER, responds_to=["reward", "valid", "logp_ref"])
+    response = {"reward": True, "valid": False, "ref_logp": 0.0, "length": 0.3, "truncated": False}
+    assert review.contradictions(claims, response) == [
+        "the proposal says that the values respond to `logp_ref`; perturbing it changes nothing",
+        "the proposal says that the values respond to `valid`; perturbing it changes nothing",
+        "perturbing `length` changes the values; the proposal does not say so"]
+    assert review.contradictions(proposal("X", ("x",)), response) == []  # nothing was claimed
+
+
+def test_a_reviewer_must_agree_with_itself():
+    torn = json.dumps({"reasoning": "", "consistent": False, "findings": []})
+    llm = Scripted({"review": [torn, inconsistent()]})
+    found = review.review(llm, "c0003", CLIP_HIGHER, {"algorithm.py": CLIP_HIGHER_CODE})
+    assert found == ["the proposal says: the upper clip is 0.28; the code: line 31 clips both sides at 0.2; use clip_high"]
+    assert "consistent is False with 0 findings" in llm.asked("review")[1]
+
+
+# --- reflection
+
+
+def test_reflection_cites_figures_that_stand_in_the_record():
+    made = reflect(Scripted({"reflect": [json.dumps(diagnosis())]}), facts(), RULES)
+    assert made.verdict == "supported" and made.author == "llm:m" and made.symptoms == ("healthy", "slow-start")
+    assert "Figures: entropy at step 10 0.5; hard/pass@32 40.5." in made.text and "Next: Widen" in made.text
+
+
+def test_false_figures_go_back_and_are_then_left_out():
+    # mean reward at step 10 over the two seeds: (1.0 + 1.2) / 2 = 1.1
+    cited = [{"quantity": "reward", "step": 10, "value": 1.1}, {"quantity": "reward", "step": 5, "value": 0.9},
+             {"quantity": "acc", "step": 5, "value": 0.1}]
+    llm = Scripted({"reflect": [json.dumps(diagnosis(citations=cited))] * 2})
+    made = reflect(llm, facts(), RULES)
+    assert "- reward at step 5 = 0.9: it is 0.6\n- acc at step 5 = 0.1: no such figure was shown" in llm.asked("reflect")[1]
+    assert "Figures: reward at step 10 1.1." in made.text and "(2 cited figures do not stand in the record" in made.text
+
+
+@pytest.mark.parametrize(("rules", "model", "outcome", "verdict"), [
+    ("supported", "supported", Outcome.SUCCEEDED, "supported"), ("undecided", "refuted", Outcome.SUCCEEDED, "refuted"),
+    ("refuted", "supported", Outcome.SUCCEEDED, "undecided"), ("supported", "refuted", Outcome.SUCCEEDED, "undecided"),
+    ("failed", "supported", Outcome.CANDIDATE_ERROR, "failed"),
+])
+def test_words_do_not_turn_an_interval_round(rules, model, outcome, verdict):
+    assert settle(rules, model, outcome) == verdict
+
+
+@pytest.mark.parametrize("trouble", [["no", "no"], [Refused("no")]])
+def test_without_a_usable_reply_the_rules_speak(trouble):
+    made = reflect(Scripted({"reflect": trouble}), facts(), RULES)
+    assert (made.verdict, made.author) == ("supported", "rules") and made.text.startswith(RULES.text)
+
+
+def test_an_endpoint_that_is_down_is_waited_for():
+    with pytest.raises(Unavailable):
+        reflect(Scripted({"reflect": [Unavailable("down")]}), facts(), RULES)
+
+
+def test_a_failed_candidate_is_shown_with_its_cause():
+    llm = Scripted({"reflect": [json.dumps(diagnosis(citations=[]))]})
+    failed = facts(outcome=Outcome.CANDIDATE_ERROR, cause="nonfinite-loss", message="loss is nan at step 3", score=None, curves={})
+    assert reflect(llm, failed, replace(RULES, verdict="failed")).verdict == "failed"
+    assert "failed: nonfinite-loss" in llm.asked("reflect")[0] and "No training step was finished" in llm.asked("reflect")[0]
+
+
+def test_curves_are_condensed_to_a_few_steps_first_and_last_among_them():
+    table = evidence.curves_text({"0": [{"step": n, "reward": n} for n in range(100)]}).splitlines()
+    assert len(table) == 2 + evidence.POINTS
+    assert table[0] == "| step | reward |" and table[2] == "| 0 | 0 |" and table[-1] == "| 99 | 99 |"
+
+
+# --- notes
+
+
+def notes(**changes):
+    return {"principles": [{"principle": "Sum tokens", "why": "no length bias", "supports": ["c0001"], "contradicts": ["c0002"]}],
+            "open_questions": ["does it hold in the stress lab?"]} | changes
+
+
+def test_notes_are_revised_in_turn_and_read_by_later_proposals(tmp_path):
+    llm = Scripted({"synthesize": [json.dumps(notes()), json.dumps(notes(open_questions=["another"]))]})
+    assert synthesize.notes_for(llm, context("c0007"), 4, tmp_path) == ""
+    eight = synthesize.notes_for(llm, context("c0008"), 4, tmp_path)
+    assert eight == "- Sum tokens (no length bias) For: c0001. Against: c0002.\n- Open: does it hold in the stress lab?"
+    assert synthesize.notes_for(llm, context("c0008"), 4, tmp_path) == eight  # again: nothing is asked
+    assert synthesize.notes_for(llm, context("c0011"), 4, tmp_path) == eight
+    assert "another" in synthesize.notes_for(llm, context("c0012"), 4, tmp_path)
+    assert synthesize.latest(tmp_path, 10, 4) == eight  # what was read at c0010 is read at c0010 again
+    assert "- Sum tokens" in llm.asked("synthesize")[1] and "two anchors blew" in llm.asked("synthesize")[0]
+
+
+@pytest.mark.parametrize(("change", "found"), [
+    ({"supports": ["c0099"]}, "cites c0099"), ({"supports": []}, "no entry that supports"),
+    ({"supports": ["c0001"], "contradicts": ["c0001"]}, "cannot both")])
+def test_a_principle_needs_evidence_that_exists(change, found):
+    principle = synthesize.Principle(**{"principle": "P", "why": "w", "supports": ["c0001"], "contradicts": []} | change)
+    assert found in synthesize.problems(synthesize.Notes(principles=[principle], open_questions=[]), context().entries)[0]
+
+
+def test_unusable_notes_leave_the_older_ones(tmp_path):
+    assert synthesize.notes_for(Scripted({"synthesize": ["no", "no"]}), context("c0008"), 8, tmp_path) == ""
