@@ -1,0 +1,134 @@
+"""The evaluation job: saved weights on benchmarks, one element per (point, benchmark).
+
+    elements/<at>-<benchmark>.json   counts per problem; written last, so it announces the element
+    elements/<at>-<benchmark>.npz    the raw completions
+
+All candidates answer the same prompts with the same random numbers: a sample's stream is keyed by (purpose, benchmark,
+problem, sample) and by nothing of the training run. An element that an earlier attempt finished is taken over, so a
+killed evaluation loses one element at most.
+"""
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import config as configuration
+from .. import files, worker
+from ..config import Benchmark, Config
+from ..tasks.base import Grade, Problem, Task, file_sha256, load_task, weights_sha256
+from ..types import CandidateError, PoiseError
+
+ROWS_AT_ONCE = 1024  # completions between two signs of life
+
+
+def run(job: dict[str, Any], attempt_dir: Path) -> dict[str, Any]:
+    """Evaluate job["weights"] {point: folder} on every benchmark of the config. Payload: the elements' names."""
+    config = configuration.parse(job["config"])
+    task = load_task(config)
+    data_sha256 = task.data_sha256()
+    folders = [Path(folder) / "elements" for folder in (*job.get("resume", ()), attempt_dir)]
+    out = attempt_dir / "elements"
+    out.mkdir(exist_ok=True)
+    names, total = [], len(job["weights"]) * len(config.evaluate.benchmarks)
+    for at, folder in job["weights"].items():
+        weights, engine = weights_sha256(Path(folder)), None
+        for name, benchmark in config.evaluate.benchmarks.items():
+            key = f"{at}-{name}"
+            wanted = {"at": at, "benchmark": name, "split": benchmark.split, "n": benchmark.samples, "purpose": job["purpose"],
+                      "temperature": benchmark.temperature, "weights_sha256": weights, "data_sha256": data_sha256}
+            problems = task.problems(benchmark.split, job["purpose"], benchmark.problems)
+            wanted["problem_ids"] = [p.id for p in problems]
+            if not any(take_over(source, out, key, wanted) for source in folders):
+                if worker.stop_requested():
+                    raise worker.Stopped(f"{len(names)} of {total} elements done")
+                engine = engine or load_engine(config, Path(folder))
+                element(engine, task, benchmark, problems, wanted, out / key)
+            names.append(f"elements/{key}.json")
+            worker.progress("evaluate", len(names), total, at=at, benchmark=name)
+    return {"elements": names}
+
+
+def take_over(source: Path, out: Path, key: str, wanted: dict[str, Any]) -> bool:
+    """Copy a whole element of an earlier attempt that answers the same question; False if there is none."""
+    try:
+        found = files.read_json(source / f"{key}.json")
+    except files.CorruptFile:
+        return False
+    raw = source / f"{key}.npz"
+    if found is None or any(found.get(k) != v for k, v in wanted.items()) or not raw.is_file() or file_sha256(raw) != found["npz_sha256"]:
+        return False
+    if source != out:
+        files.write_atomic(out / raw.name, raw.read_bytes())
+        files.write_json(out / f"{key}.json", found)
+    return True
+
+
+def load_engine(config: Config, folder: Path) -> Any:
+    """A sampler with the weights in `folder`. Unreadable weights are ours to explain; NaN in them is the candidate's."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from ..rollout.hf_engine import HFEngine
+
+    model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, config.model.dtype), local_files_only=True,
+                                                       output_loading_info=True)
+    if info["missing_keys"]:  # transformers would go on with random values
+        raise PoiseError(f"the weights in {folder} lack {', '.join(sorted(info['missing_keys'])[:5])}: the snapshot is not whole")
+    bad = [name for name, p in model.named_parameters() if not torch.isfinite(p).all()]
+    if bad:
+        raise CandidateError("nonfinite-weights", f"training ended with NaN or infinite values in {len(bad)} tensors, first {bad[0]}")
+    return HFEngine(model.to("cuda" if torch.cuda.is_available() else "cpu"), ROWS_AT_ONCE)
+
+
+def element(engine: Any, task: Task, benchmark: Benchmark, problems: Sequence[Problem], wanted: dict[str, Any], path: Path) -> None:
+    """Sample, grade and write one element; `path` is without suffix."""
+    from ..rollout.base import stream_key
+
+    started, n = time.monotonic(), benchmark.samples
+    completions: list[list[int]] = []
+    truncated: list[bool] = []
+    chunk = max(1, ROWS_AT_ONCE // n)
+    for i in range(0, len(problems), chunk):
+        part = problems[i:i + chunk]
+        rollouts = engine.generate([p.prompt for p in part], n, temperature=benchmark.temperature, max_new_tokens=task.max_new_tokens,
+                                   eos_id=task.eos_id, pad_id=task.pad_id,
+                                   keys=[stream_key("evaluate", wanted["purpose"], wanted["benchmark"], p.id) for p in part])
+        completions += [row[:length] for row, length in zip(rollouts.tokens.tolist(), rollouts.length.tolist(), strict=True)]
+        truncated += rollouts.truncated.tolist()
+        worker.progress("evaluate", i + len(part), len(problems), at=wanted["at"], benchmark=wanted["benchmark"])
+    grades = task.grade([p for p in problems for _ in range(n)], completions, truncated)
+    raw = pack(completions, truncated, grades)
+    files.write_atomic(path.with_name(path.name + ".npz"), raw)
+    files.write_json(path.with_name(path.name + ".json"), wanted | {
+        **per_problem(n, completions, truncated, grades),
+        "seconds": time.monotonic() - started, "npz_sha256": file_sha256(path.with_name(path.name + ".npz"))})
+
+
+def per_problem(n: int, completions: Sequence[Sequence[int]], truncated: Sequence[bool], grades: Sequence[Grade]) -> dict[str, list[Any]]:
+    """Counts out of n for each problem, and mean lengths in tokens. Row i * n + j is sample j of problem i."""
+    def sums(values: Sequence[int]) -> list[int]:
+        return [sum(values[i:i + n]) for i in range(0, len(values), n)]
+
+    return {"correct": sums([int(g.correct) for g in grades]), "valid": sums([int(g.valid) for g in grades]),
+            "truncated": sums([int(t) for t in truncated]), "mean_length": [s / n for s in sums([len(c) for c in completions])]}
+
+
+def pack(completions: Sequence[Sequence[int]], truncated: Sequence[bool], grades: Sequence[Grade]) -> bytes:
+    """Compressed npz: `tokens` of all rows in a row, `offsets` (N + 1,), and per row `truncated`, `valid`, `correct`."""
+    flat = np.array([t for c in completions for t in c], dtype=np.int64)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, tokens=flat.astype(np.uint16 if flat.max(initial=0) < 2**16 else np.uint32),
+                        offsets=np.cumsum([0, *map(len, completions)]), truncated=np.array(truncated),
+                        valid=np.array([g.valid for g in grades]), correct=np.array([g.correct for g in grades]))
+    return buffer.getvalue()
+
+
+def unpack(path: Path) -> list[list[int]]:
+    """The completions of an element."""
+    with np.load(path) as data:
+        return [part.tolist() for part in np.split(data["tokens"], data["offsets"][1:-1])]
