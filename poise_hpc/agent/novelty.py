@@ -50,8 +50,9 @@ def _overlap(a: set[str], b: set[str]) -> float:
 
 def hyperparameters(proposal: Proposal, files: Mapping[str, str]) -> str | None:
     """Canonical text of the hyperparameters: what the proposal states, else the fields of the package; None if neither says."""
-    if (recipe := proposal.details.get("recipe")) is not None:
-        return dumps(recipe)
+    stated = proposal.details.get("recipe", proposal.details.get("hyperparameters"))
+    if stated is not None:
+        return dumps(stated)
     fields = _fields(files.get("algorithm.py", ""))
     return dumps(fields) if fields else None
 

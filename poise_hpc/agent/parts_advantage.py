@@ -18,7 +18,7 @@ SELECTION = (
         "difficulty-band", "selection", "BAND", "Online Difficulty Filtering, Bae et al. 2025, arXiv:2504.03380",
         "train on groups with low <= pass rate <= high",
         "spends the batch on problems of intermediate difficulty, where the reward variance is largest",
-        code='p = group_mean((rollouts.components["correct"] > 0).float(), g)\n'
+        code='p = pass_rate(rollouts.components["correct"], g)\n'
              "keep[g[(p >= self.band_low) & (p <= self.band_high)]] = True",
         knobs=(Knob("band_low", 0.1, (0.05, 0.1), "smallest pass rate of a group to train on"),
                Knob("band_high", 0.8, (0.7, 0.8, 0.9), "largest pass rate")),
@@ -45,7 +45,7 @@ REWARD = (
         "shortens only where the group already solves the problem, so that brevity never competes with correctness",
         code='correct = (rollouts.components["correct"] > 0).float()\n'
              "L = rollouts.length.float() / rollouts.max_length\n"
-             "solved = (group_mean(correct, g) >= self.length_gate).float()\n"
+             "solved = (pass_rate(correct, g) >= self.length_gate).float()\n"
              "R = R - self.length_weight * solved * correct * (L - group_mean(L, g))",
         knobs=(Knob("length_weight", 0.2, (0.1, 0.2, 0.5), "reward per share of the limit"),
                Knob("length_gate", 0.5, (0.5, 0.75, 1.0), "pass rate from which length counts")),
@@ -56,7 +56,8 @@ REWARD = (
         "kimi-length", "reward", "KIMILEN", "Kimi k1.5, Kimi Team 2025, arXiv:2501.12599",
         "u = 1/2 - (|y| - min |y|) / (max |y| - min |y|); R <- R + weight * (u if correct else min(u, 0))",
         "rewards the shorter correct completion of a group and never a short wrong one",
-        code="L, empty = rollouts.length.float(), torch.zeros(rollouts.groups)\n"
+        code="L = rollouts.length.float()\n"
+             "empty = L.new_zeros(rollouts.groups)\n"
              'shortest = empty.scatter_reduce(0, g, L, "amin", include_self=False)[g]\n'
              'longest = empty.scatter_reduce(0, g, L, "amax", include_self=False)[g]\n'
              "u = 0.5 - (L - shortest) / (longest - shortest).clamp(min=1)\n"
@@ -70,8 +71,8 @@ REWARD = (
         "solve-rate-length", "reward", "ALP", "ALP, Xiang et al. 2025, arXiv:2506.05256",
         "R <- R - weight * |y| / L_max * max(pass rate, 1 / G)",
         "charges tokens in proportion to how easy the problem is, and leaves hard problems their length",
-        code='p = group_mean((rollouts.components["correct"] > 0).float(), g)\n'
-             "price = torch.maximum(p, 1 / torch.bincount(g)[g].float())\n"
+        code='p = pass_rate(rollouts.components["correct"], g)\n'
+             "price = torch.maximum(p, 1 / group_size(g))\n"
              "R = R - self.alp_weight * price * rollouts.length / rollouts.max_length",
         knobs=(Knob("alp_weight", 0.1, (0.05, 0.1, 0.2), "price of a completion at the limit, on a solved problem"),),
         off={"alp_weight": 0.0},
@@ -82,8 +83,8 @@ REWARD = (
         "R <- R (1 - beta (G - rank) / G), rank 0 for the most likely completion of the group, correct ones only",
         "pushes up rare correct completions more than frequent ones, against sharpening of the distribution",
         code="logp = torch.where(rollouts.mask, rollouts.logp_old, 0.0).sum(-1)\n"
-             "together = g.unsqueeze(0) == g.unsqueeze(1)\n"
-             "G, rank = together.sum(-1), (together & (logp.unsqueeze(0) > logp.unsqueeze(1))).sum(-1)\n"
+             "likelier = (g.unsqueeze(0) == g.unsqueeze(1)) & (logp.unsqueeze(0) > logp.unsqueeze(1))\n"
+             "G, rank = group_size(g), likelier.sum(-1)\n"
              'discount = self.unlikeliness_beta * (G - rank) / G * (rollouts.components["correct"] > 0)\n'
              "R = R * (1 - discount)",
         knobs=(Knob("unlikeliness_beta", 0.25, (0.1, 0.25, 0.5), "beta, share of reward lost by the likeliest"),),
@@ -112,7 +113,7 @@ BASELINE = (
         "leave-one-out", "baseline", "RLOO", "RLOO, Ahmadian et al. 2024, arXiv:2402.14740",
         "A = R - mean of the others = G / (G - 1) (R - mean R)",
         "removes a completion's own reward from its baseline, which makes the estimate unbiased",
-        code="G = torch.bincount(g)[g]\nA = (R - group_mean(R, g)) * G / (G - 1).clamp(min=1)",
+        code="G = group_size(g)\nA = (R - group_mean(R, g)) * G / (G - 1).clamp(min=1)",
         implies={"normalization": "no-std"}, conflicts=frozenset({"validity-masking"}),
         helps=("late-collapse",),
     ),
@@ -152,7 +153,7 @@ BASELINE = (
         "s = sqrt(p_k (1 - p_k))",
         "rewards a group for at least one success in k, which stops sharpening what is solved already",
         code='correct = (rollouts.components["correct"] > 0).float()\n'
-             "G = torch.bincount(g)[g].float()\n"
+             "G = group_size(g)\n"
              "W = G - (group_mean(correct, g) * G).round()\n"
              "k = torch.minimum(torch.full_like(G, self.pass_k), (G / 2).floor().clamp(min=1))\n"
              "none, rest = torch.ones_like(G), torch.ones_like(G)  # C(W, k) / C(G, k) and C(W-1, k-1) / C(G-1, k-1)\n"
@@ -172,7 +173,7 @@ BASELINE = (
         "A = R - ((1 - c) group mean + c batch mean), c = v / (v + s^2): v variance of a group mean, s^2 between groups",
         "borrows strength across prompts where a group's mean is noisy, and lets zero-variance groups teach",
         code="mean, whole = group_mean(R, g), group_mean(R, torch.zeros_like(g))\n"
-             "within = (group_std(R, g).square() / torch.bincount(g)[g]).mean()\n"
+             "within = (group_std(R, g).square() / group_size(g)).mean()\n"
              "between = (mean - whole).square().mean()\n"
              "A = (R - mean) + within / (within + between).clamp(min=1e-12) * (mean - whole)",
         conflicts=CROSS_GROUP | {"validity-masking"},
@@ -204,7 +205,7 @@ NORMALIZATION = (
         code="A = A / (group_std(R, g{live}) + self.std_floor)", knobs=(STD_FLOOR,),
     ),
     Part(
-        "no-std", "normalization", "NOSTD", "Dr.GRPO, Liu et al. 2025, arXiv:2503.20783", "A <- A",
+        "no-std", "normalization", "NOSTD", "Dr.GRPO, Liu et al. 2025, arXiv:2503.20783", "A is not divided by std R",
         "removes the bias towards prompts that are nearly always or nearly never solved",
         code="if self.divide_by_std:\n    A = A / (group_std(R, g{live}) + self.std_floor)",
         knobs=(Knob("divide_by_std", False, (False,), "GRPO divides, this does not"), STD_FLOOR),
@@ -222,7 +223,7 @@ NORMALIZATION = (
         "analytic-variance", "normalization", "AV", "POISE, Xia et al. 2026, arXiv:2603.23951 (exact formula not published)",
         "A <- A / sqrt(p (1 - p) + floor), p the group's pass rate",
         "scales by the variance of correctness, not of the whole reward, so that a sparse success keeps a strong gradient",
-        code='p = group_mean((rollouts.components["correct"] > 0).float(), g{live})\n'
+        code='p = pass_rate(rollouts.components["correct"], g{live})\n'
              "A = A / (p * (1 - p) + self.variance_floor).sqrt()",
         knobs=(Knob("variance_floor", 0.02, (0.01, 0.02, 0.05), "added to p (1 - p)"),),
         helps=("no-learning", "reward-hacking"),
@@ -239,7 +240,7 @@ NORMALIZATION = (
         "conditional-normalization", "normalization", "CN", "POISE, Xia et al. 2026, arXiv:2603.23951 (exact formula not published)",
         "A <- A / (std R + floor) in mixed groups, c A where all are right or all are wrong",
         "does not blow small shaping differences up to full scale where correctness cannot tell completions apart",
-        code='p = group_mean((rollouts.components["correct"] > 0).float(), g)\n'
+        code='p = pass_rate(rollouts.components["correct"], g)\n'
              "mixed = (p > 0) & (p < 1)\n"
              "A = torch.where(mixed, A / (group_std(R, g{live}) + self.std_floor), self.degenerate_scale * A)",
         knobs=(STD_FLOOR, Knob("degenerate_scale", 0.5, (0.0, 0.25, 0.5, 1.0), "c, scale in all-right and all-wrong groups")),
@@ -270,7 +271,7 @@ WEIGHTING = (
         "difficulty-weight", "weighting", "LEAD", "GRPO-LEAD, Zhang & Zuo 2025, arXiv:2504.09696",
         "A <- A u(p) where A > 0, A u(1 - p) where A < 0, u(x) = 0.4 + 1.1 / (1 + exp(k (x - x0)))",
         "moves weight from easy successes to hard ones",
-        code='p = group_mean((rollouts.components["correct"] > 0).float(), g)\n'
+        code='p = pass_rate(rollouts.components["correct"], g)\n'
              "x = torch.where(A > 0, p, 1 - p)\n"
              "A = A * (0.4 + 1.1 * torch.sigmoid(-self.lead_slope * (x - self.lead_center)))",
         knobs=(Knob("lead_slope", 10.0, (5.0, 10.0), "k"), Knob("lead_center", 0.75, (0.5, 0.75), "x0")),
@@ -327,14 +328,14 @@ KEEP = (
         "drop-truncated", "keep", "NOTRUNC", "overlong filtering, DAPO, Yu et al. 2025, arXiv:2503.14476",
         "completions cut at the token limit leave the loss and Z",
         "does not punish sound reasoning for the token limit",
-        code="keep = ~rollouts.truncated",
+        code="keep = ~rollouts.truncated if self.drop_truncated else None",
         helps=("truncation", "length-collapse"),
     ),
     Part(
         "drop-void", "keep", "NOVOID", "void-turn filtering, SimpleTIR, Xue et al. 2025, arXiv:2509.02479 (here: no parseable answer)",
         "completions without a parseable answer leave the loss and Z",
         "keeps the large gradients of broken, low-probability text out of the update",
-        code="keep = rollouts.valid.clone()",
+        code="keep = rollouts.valid if self.drop_void else None",
         conflicts=frozenset({"validity-masking"}),
         helps=("gradient-spike",),
     ),

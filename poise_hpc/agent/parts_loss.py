@@ -1,6 +1,6 @@
 """Catalogue: ratio level, clipping, trust masks, KL and entropy terms, reductions.
 
-`d` is log pi_theta - log pi_old with padded tokens at 0, `w` the ratio that the surrogate uses.
+`d` is log pi_theta - log pi_old, 0 at padded tokens, `w` the ratio that the surrogate uses.
 """
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ PPO = "PPO, Schulman et al. 2017, arXiv:1707.06347"
 CLIP_LOW = Knob("clip_low", 0.2, (0.1, 0.2, 0.3), "epsilon below 1")
 CLIP_HIGH = Knob("clip_high", 0.28, (0.24, 0.28, 0.4), "epsilon above 1")
 CLIP = Knob("clip", 0.2, (0.1, 0.2, 0.3), "epsilon")
-NARROW = (0.003, 0.01, 0.03, 0.1)  # a sequence's mean log-ratio moves far less than a token's
+# A sequence's mean log-ratio moves less than a token's. GSPO has 3e-4 and 4e-4 for completions of thousands of tokens; its
+# spread falls with the root of the length, so that short completions want more.
+NARROW, NARROW_HIGH = (0.0003, 0.003, 0.01, 0.03), (0.0004, 0.004, 0.02, 0.05)
 TOKEN_ONLY = frozenset({"sequence-ratio"})
 
 RATIO = (
@@ -19,20 +21,20 @@ RATIO = (
     Part(
         "sequence-ratio", "ratio", "SEQ", "GSPO, Zheng et al. 2025, arXiv:2507.18071", "w = exp(mean_t log-ratio), the same for every token",
         "matches the unit of the reward, and averages out the noise of single tokens' ratios",
-        code="w = (d.sum(-1, keepdim=True) / batch.length.clamp(min=1).unsqueeze(-1)).exp().expand_as(d)",
+        code="w = masked_mean(d, batch.mask).exp().expand_as(d)",
         helps=("late-collapse", "kl-spike"),
-        retune={"clip": NARROW, "clip_low": NARROW, "clip_high": NARROW},
+        retune={"clip": NARROW, "clip_low": NARROW, "clip_high": NARROW_HIGH},
     ),
 )
 
 CLIPPING = (
     Part("symmetric-clip", "clipping", "", PPO, "l = -min(w A, clip(w, 1 - eps, 1 + eps) A)", "bounds the step",
-         code="loss = -torch.minimum(w * A, w.clamp(1 - self.clip, 1 + self.clip) * A)", knobs=(CLIP,)),
+         code="loss = clipped(w, A, self.clip, self.clip)", knobs=(CLIP,)),
     Part(
         "clip-higher", "clipping", "CLIPHIGHER", "DAPO, Yu et al. 2025, arXiv:2503.14476",
         "l = -min(w A, clip(w, 1 - eps_low, 1 + eps_high) A), eps_high > eps_low",
         "leaves unlikely tokens room to grow, which keeps exploration alive",
-        code="loss = -torch.minimum(w * A, w.clamp(1 - self.clip_low, 1 + self.clip_high) * A)",
+        code="loss = clipped(w, A, self.clip_low, self.clip_high)",
         knobs=(CLIP_LOW, CLIP_HIGH), off={"clip_high": "=clip_low"},
         helps=("entropy-collapse", "no-learning"),
     ),
@@ -40,7 +42,7 @@ CLIPPING = (
         "dual-clip", "clipping", "DUALCLIP", "dual-clip PPO, Ye et al. 2019, arXiv:1912.09729",
         "as PPO, and l <= c |A| where A < 0",
         "bounds the loss of failures whose ratio has grown far above 1",
-        code="loss = -torch.minimum(w * A, w.clamp(1 - self.clip, 1 + self.clip) * A)\n"
+        code="loss = clipped(w, A, self.clip, self.clip)\n"
              "loss = torch.where(A < 0, torch.minimum(loss, -self.dual_clip * A), loss)",
         knobs=(CLIP, Knob("dual_clip", 3.0, (1.5, 2.0, 3.0), "c > 1, largest ratio that counts where A < 0")),
         off={"dual_clip": 1e9},
@@ -51,7 +53,7 @@ CLIPPING = (
         "eps <- eps (1 - anneal * progress)",
         "takes bold steps first and small ones when the policy has more to lose",
         code="eps = self.clip * (1 - self.clip_anneal * batch.progress)\n"
-             "loss = -torch.minimum(w * A, w.clamp(1 - eps, 1 + eps) * A)",
+             "loss = clipped(w, A, eps, eps)",
         knobs=(CLIP, Knob("clip_anneal", 0.75, (0.5, 0.75, 0.9), "share of epsilon that is gone at the end")),
         off={"clip_anneal": 0.0},
         helps=("late-collapse", "kl-spike"),
@@ -84,7 +86,7 @@ CLIPPING = (
         "is insensitive to outliers among the tokens' ratios, so that a wide range can be allowed",
         code="sign = torch.where(A >= 0, 1.0, -1.0)\n"
              "c = sign * torch.minimum(sign * d, sign * d.clamp(-self.log_range, self.log_range))\n"
-             "loss = -A * (c.sum(-1, keepdim=True) / batch.length.clamp(min=1).unsqueeze(-1)).exp()",
+             "loss = -A * masked_mean(c, batch.mask).exp()",
         knobs=(Knob("log_range", 0.4, (0.2, 0.4, 0.6), "bound of a token's log-ratio"),),
         conflicts=TOKEN_ONLY,
         helps=("late-collapse", "kl-spike", "gradient-spike"),
@@ -148,7 +150,7 @@ TRUST = (
         "off-policy-mask", "trust", "OPMASK", "DeepSeek-V3.2, 2025, arXiv:2512.02556",
         "l = 0 for completions with A < 0 and mean_t(log pi_old - log pi) > delta",
         "stops learning from failures that the policy would hardly produce any more",
-        code="drift = -d.detach().sum(-1, keepdim=True) / batch.length.clamp(min=1).unsqueeze(-1)\n"
+        code="drift = -masked_mean(d.detach(), batch.mask)\n"
              "loss = torch.where((A < 0) & (drift > self.drift_limit), 0.0, loss)",
         knobs=(Knob("drift_limit", 0.1, (0.05, 0.1, 0.3), "delta, nats per token"),),
         off={"drift_limit": 1e9},
@@ -161,7 +163,7 @@ KL = (
         "kl-k3", "kl", "KL", "GRPO, Shao et al. 2024, arXiv:2402.03300, eq. 4",
         "l <- l + beta (exp(-q) - 1 + q), q = log pi - log pi_ref",
         "keeps the policy near its start, which protects the format and the diversity it had",
-        code="q = torch.where(batch.mask, batch.logp - batch.logp_ref, 0.0)\nloss = loss + self.kl_beta * ((-q).exp() - 1 + q)",
+        code="loss = loss + self.kl_beta * k3(batch)",
         knobs=(Knob("kl_beta", 0.01, (0.001, 0.003, 0.01, 0.04), "beta"),),
         off={"kl_beta": 0.0}, needs="ref_logp", zero_safe=False,
         helps=("late-collapse", "validity-loss", "entropy-collapse", "reward-hacking"),
@@ -170,7 +172,7 @@ KL = (
         "kl-k2", "kl", "KL2", "k2 estimator, Schulman 2020, joschu.net/blog/kl-approx.html",
         "l <- l + beta q^2 / 2, q = log pi - log pi_ref",
         "has the gradient of the reverse KL in expectation, and a bounded slope where the policy has lost a token",
-        code="q = torch.where(batch.mask, batch.logp - batch.logp_ref, 0.0)\nloss = loss + self.kl_beta * q.square() / 2",
+        code="loss = loss + self.kl_beta * k2(batch)",
         knobs=(Knob("kl_beta", 0.01, (0.001, 0.003, 0.01, 0.04), "beta"),),
         off={"kl_beta": 0.0}, needs="ref_logp", zero_safe=False,
         helps=("late-collapse", "validity-loss", "kl-spike"),
@@ -179,8 +181,7 @@ KL = (
         "kl-decay", "kl", "KLDECAY", "GRPO, arXiv:2402.03300, with a linear schedule",
         "l <- l + beta (1 - progress) (exp(-q) - 1 + q)",
         "holds the policy while its advantages are noisiest and lets go when it is good",
-        code="q = torch.where(batch.mask, batch.logp - batch.logp_ref, 0.0)\n"
-             "loss = loss + self.kl_beta * (1 - batch.progress) * ((-q).exp() - 1 + q)",
+        code="loss = loss + self.kl_beta * (1 - batch.progress) * k3(batch)",
         knobs=(Knob("kl_beta", 0.01, (0.003, 0.01, 0.04), "beta at the start"),),
         off={"kl_beta": 0.0}, needs="ref_logp", zero_safe=False,
         helps=("validity-loss", "kl-spike"),

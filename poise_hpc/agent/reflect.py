@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 
-from ..types import Outcome, Reflection, Score
+from ..types import Outcome, Reflection
 from .base import Facts
 
 Rows = Sequence[dict]
@@ -188,13 +188,18 @@ def symptoms(facts: Facts, baseline: bool = False) -> list[tuple[Rule, list[str]
 
 def judge(facts: Facts) -> tuple[str, list[str]]:
     """supported | refuted | undecided, from the paired interval against the parent, else the baseline."""
+    from ..stats import paired_difference
+
     score, lines = facts.score, []
     assert score is not None
     verdict = "undecided"
     for name, other in (("parent", facts.parent_score), ("baseline", facts.baseline_score)):
         if other is None:
             continue
-        delta, interval = difference(score, other)
+        if (paired := paired_difference(score.by_seed, other.by_seed)) is None:
+            lines.append(f"Against the {name}: no training seed in common.")
+            continue
+        delta, interval = paired
         outcome = "undecided" if interval is None else "supported" if interval[0] > 0 else "refuted" if interval[1] < 0 else "undecided"
         verdict = outcome if name == "parent" or facts.parent_score is None else verdict
         span = f", 95 % interval {interval[0]:+.1f} to {interval[1]:+.1f}" if interval else ", one seed: no interval"
@@ -203,21 +208,6 @@ def judge(facts: Facts) -> tuple[str, list[str]]:
     if score.curve:
         head += " Points: " + ", ".join(f"{float(at):.0%} {value:.1f}" for at, value in sorted(score.curve.items(), key=lambda p: float(p[0]))) + "."
     return verdict, [head, *lines]
-
-
-def difference(a: Score, b: Score) -> tuple[float, tuple[float, float] | None]:
-    """Mean of a - b over the seeds that both have, with its 95 % t interval (None with one seed)."""
-    from scipy.stats import t
-
-    seeds = sorted(set(a.by_seed) & set(b.by_seed))
-    if not seeds:
-        return a.overall - b.overall, None
-    gaps = [a.by_seed[s] - b.by_seed[s] for s in seeds]
-    mean, n = fmean(gaps), len(gaps)
-    if n == 1:
-        return mean, None
-    half = float(t.ppf(0.975, n - 1)) * (sum((g - mean) ** 2 for g in gaps) / (n - 1) / n) ** 0.5
-    return mean, (mean - half, mean + half)
 
 
 def _slugs(names: list[str]) -> str:
