@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -22,6 +22,9 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+M = TypeVar("M", bound=Section)
 
 
 class Task(Section):
@@ -269,19 +272,29 @@ class Config(Section):
 
 def parse(data: Any, where: str = "config") -> Config:
     """Config from plain data; UsageError naming the key otherwise."""
+    return validate(Config, data, where)
+
+
+def validate(model: type[M], data: Any, where: str) -> M:
+    """`model` from plain data; UsageError naming the key otherwise."""
     if data is None:
         data = {}
     if not isinstance(data, dict):
         raise UsageError(f"{where}: a mapping of sections was wanted, got {type(data).__name__}")
     try:
-        return Config.model_validate(data)
+        return model.model_validate(data)
     except ValidationError as error:
-        raise UsageError("\n".join(f"{where}: {_explain(e)}" for e in error.errors())) from None
+        raise UsageError("\n".join(f"{where}: {_explain(model, e)}" for e in error.errors())) from None
 
 
 def load(path: Path) -> Config:
     """Config from a YAML file. A key `base: other.yaml` (relative to the file) is read first and overlaid."""
-    return parse(_read(path, ()), str(path))
+    return parse(read(path), str(path))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Plain data of a YAML file over its `base`, if it names one."""
+    return _read(path, ())
 
 
 def overlay(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
@@ -313,14 +326,14 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     return overlay(_read(path.parent / base, (*seen, path)), data) if base else data
 
 
-def _explain(error: Any) -> str:
+def _explain(model: type[Section], error: Any) -> str:
     key = ".".join(str(part) for part in error["loc"])
     match error["type"]:
         case "extra_forbidden":
-            close = difflib.get_close_matches(str(error["loc"][-1]), _fields(error["loc"][:-1]), n=1)
+            close = difflib.get_close_matches(str(error["loc"][-1]), _fields(model, error["loc"][:-1]), n=1)
             parent = "".join(f"{part}." for part in error["loc"][:-1])
             return f"unknown key '{key}'" + (f"; did you mean '{parent}{close[0]}'?" if close else
-                                             f"; known here: {', '.join(_fields(error['loc'][:-1]))}")
+                                             f"; known here: {', '.join(_fields(model, error['loc'][:-1]))}")
         case "missing":
             return f"'{key}' is missing"
         case "value_error":
@@ -328,8 +341,7 @@ def _explain(error: Any) -> str:
     return f"'{key}': {error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']!r}"
 
 
-def _fields(loc: tuple[Any, ...]) -> list[str]:
-    model: Any = Config
+def _fields(model: Any, loc: tuple[Any, ...]) -> list[str]:
     for part in loc:
         field = model.model_fields.get(part) if hasattr(model, "model_fields") else None
         model = field.annotation if field else Benchmark
