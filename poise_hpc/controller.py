@@ -220,7 +220,6 @@ class Controller:
         summary = recording.record(self.campaign, candidate, self.archive)
         candidate.stage = Stage.ARCHIVED
         candidate.save()
-        recording.clean(candidate)
         del self.active[candidate.id]
         self.event(candidate.id, "archived", recording.headline(summary))
         return True

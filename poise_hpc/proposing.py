@@ -6,6 +6,7 @@ finished first or what was killed. A wider window keeps more slots busy, on olde
 """
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -152,15 +153,13 @@ def read_package(folder: Path) -> Draft:
 
 def create_candidate(campaign: Campaign, id: str, draft: Draft, pick: dict[str, Any] | None) -> Candidate:
     """The candidate's folder, whole or not at all."""
-    from .algorithms.load import manifest
-
     folder = campaign.candidates / id
     temporary = campaign.candidates / f".{id}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     for name, text in draft.files.items():
         files.write_atomic(temporary / name, text)
-    files.write_json(temporary / "manifest.json", manifest(temporary))
+    files.write_json(temporary / "manifest.json", {name: hashlib.sha256(text.encode()).hexdigest() for name, text in draft.files.items()})
     files.write_json(temporary / "proposal.json", draft.proposal.to_json())
     files.write_atomic(temporary / "proposal.md", markdown(id, draft.proposal))
     if pick is not None:

@@ -1,0 +1,67 @@
+"""A campaign without training: jobs that write, at once, files of the shape that real jobs write.
+
+Scores are a seeded function of (candidate, training seed), so a campaign's numbers are known beforehand.
+"""
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from poise_hpc import config as configuration
+from poise_hpc import files
+from poise_hpc.campaign import Campaign
+from poise_hpc.types import Outcome
+
+KEYS = ("reward", "acc", "valid", "truncated", "length", "entropy", "kl_old", "clip_fraction", "gradient_norm", "gradient_norm_max",
+        "zero_variance", "advantage_mean", "advantage_std", "advantage_max", "ess", "trained_rows", "loss")
+
+
+def noop_work(attempt: Path, job: dict[str, Any]) -> dict[str, Any]:
+    """What `jobs.run_attempt` would have left in the attempt's folder, and its result."""
+    payload: dict[str, Any] = {}
+    config = configuration.parse(job["config"])
+    if job["kind"] == "prepare":
+        payload = {"model": "/nowhere", "model_sha256": "0" * 64, "data_sha256": "1" * 64}
+    elif job["kind"] == "check":
+        files.write_json(attempt / "checks.json", {"checks": [{"name": "shapes", "passed": True, "message": "", "seconds": 0.0}]}, sync=False)
+    elif job["kind"] == "train":
+        rng = np.random.default_rng([int(job["candidate"][1:]), job["seed"]])
+        values = rng.random((config.train.steps, len(KEYS))).round(6)
+        (attempt / "curves.jsonl").write_text("".join(
+            json.dumps({"step": i} | dict(zip(KEYS, row, strict=True))) + "\n" for i, row in enumerate(values.tolist())))
+        payload = {"steps": config.train.steps, "snapshots": {f"{at:g}": f"snapshots/{at:g}" for at in config.evaluate.at},
+                   "weights_sha256": "2" * 64, "timings": {"rollout": 1.0, "update": 2.0}, "versions": {}}
+    elif job["kind"] == "evaluate":
+        payload = {"elements": evaluate(attempt, job, config)}
+    return {"outcome": Outcome.SUCCEEDED, "cause": "", "message": "", "payload": payload, "walls": {}}
+
+
+def evaluate(attempt: Path, job: dict[str, Any], config: configuration.Config) -> list[str]:
+    (attempt / "elements").mkdir()
+    names = []
+    skill = np.random.default_rng([7, int(job["candidate"][1:])]).uniform(0.1, 0.6)
+    rng = np.random.default_rng([int(job["candidate"][1:]), job["seed"]])
+    for at in config.evaluate.at:
+        for name, b in config.evaluate.benchmarks.items():
+            correct = rng.binomial(b.samples, skill * at, b.problems)
+            element = {"at": f"{at:g}", "benchmark": name, "split": b.split, "problem_ids": list(range(b.problems)), "n": b.samples,
+                       "correct": correct.tolist(), "valid": [b.samples] * b.problems, "truncated": [0] * b.problems,
+                       "mean_length": [10.0] * b.problems, "seconds": 0.0}
+            path = attempt / "elements" / f"{at:g}-{name}.json"
+            files.write_json(path, element, sync=False)
+            if at == config.evaluate.at[-1]:
+                np.savez(path.with_suffix(".npz"), tokens=np.zeros(b.problems * b.samples, np.uint16),
+                         offsets=np.arange(b.problems * b.samples + 1))
+            names.append(f"elements/{path.name}")
+    return names
+
+
+def campaign(root: Path, **change: Any) -> Campaign:
+    """A small campaign with the noop jobs' sizes: `change` is overlaid on the config."""
+    small = {"train": {"steps": 4}, "evaluate": {"at": [0.5, 1.0], "benchmarks": {
+        "easy": {"split": "easy", "problems": 8, "samples": 2, "metrics": {"acc@1": 0.5}},
+        "hard": {"split": "hard", "problems": 6, "samples": 4, "metrics": {"acc@1": 0.3, "pass@4": 0.2}}}}}
+    return Campaign.create(root, configuration.parse(configuration.overlay(small, change)), cache_dir=str(root.parent / "cache"))
