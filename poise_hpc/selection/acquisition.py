@@ -1,0 +1,184 @@
+"""Lineage prioritization: which archived entry becomes the next parent. The only home of scikit-learn.
+
+    U(d) = (w_p U_pareto + w_f U_perf + w_v U_div + w_g alpha_GP) / (1 + pending children of d)
+
+POISE, arXiv:2603.23951. The paper leaves the weights and every normalization open; ours, each term in [0, 1]:
+U_pareto, U_perf, U_div as in `features`, on lower confidence bounds, so that a lucky seed does not win; alpha_GP is
+mean + beta sd of a Gaussian process over an entry's features whose target is the discounted top-K descendant gain
+(`descendants`), rescaled over the pool. Its prior mean is 0: without evidence, children are expected to be like
+their parent. A pending child is a descendant whose gain is what the process predicts now (constant liar), and divides
+the whole (after local penalization, Gonzalez et al. 2016, arXiv:1505.08052): sd alone rarely moves the choice.
+
+Not covered: cost of a candidate, and objectives other than the benchmarks.
+"""
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from ..config import Acquisition
+from ..types import EntrySummary, PoiseError, candidate_number
+from . import features
+from .descendants import Lineage, lineage
+from .features import Table
+
+Strategy = Literal["poise", "greedy", "random", "islands"]
+SHOWN = 5          # candidates in a pick's table
+TUNE_FROM = 8      # entries with descendants before the length scale is fitted; below, it is fixed
+TUNE_ON = 64       # of them that it is fitted on: a likelihood costs their number cubed, and is taken some 20 times
+
+
+@dataclass(frozen=True)
+class Pick:
+    """A chosen parent and why. `terms`: the best few, JSON-able."""
+
+    parent: str
+    terms: list[dict[str, Any]]
+    explanation: str
+
+
+def choose_parent(entries: Sequence[EntrySummary], pending: Sequence[tuple[str, tuple[str, ...]]], settings: Acquisition,
+                  rng: np.random.Generator, strategy: Strategy = "poise") -> Pick:
+    """The next parent among the scored entries. The order of `entries` does not matter; ties go to the older one.
+
+    `pending`: (id, parents) of candidates that are proposed and not archived.
+    """
+    ordered = sorted(entries, key=lambda e: candidate_number(e.id))
+    table = Table.of(ordered)
+    if not len(table):
+        raise PoiseError(f"no parent can be chosen: none of the {len(ordered)} archived entries has a score")
+    match strategy:
+        case "poise":
+            return _poise(ordered, table, pending, settings, rng)
+        case "greedy":
+            best = int(np.argmax(table.lower))
+            return Pick(table.entries[best].id, [], f"greedy: best lower confidence bound, {table.lower[best]:.1f} points")
+        case "random":
+            return Pick(table.entries[int(rng.integers(len(table)))].id, [], f"random: one of {len(table)} scored entries")
+        case "islands":
+            return _islands(ordered, table, rng)
+    raise PoiseError(f"unknown selection strategy {strategy!r}; known: poise, greedy, random, islands")
+
+
+def _poise(ordered: list[EntrySummary], table: Table, pending: Sequence[tuple[str, tuple[str, ...]]], settings: Acquisition,
+           rng: np.random.Generator) -> Pick:
+    row = {e.id: i for i, e in enumerate(ordered)}
+    scored = np.array([row[e.id] for e in table.entries])
+    overall, lower = np.full((2, len(ordered)), np.nan)
+    overall[scored], lower[scored] = table.overall, table.lower
+    family = lineage(ordered, lower, overall, settings.discount, settings.top_k)
+
+    rows = pool(table, family.gain[scored], settings.pool, rng)
+    members = table.take(rows)
+    family = Lineage(*(column[scored[rows]] for column in (family.gain, family.depth, family.children, family.failed)))
+    waiting = np.zeros(len(members), int)
+    place = {e.id: i for i, e in enumerate(members.entries)}
+    for _, parents in pending:
+        for p in set(parents) & place.keys():
+            waiting[place[p]] += 1
+
+    mean, sd = predict_gain(members, family, waiting)
+    ucb = mean + settings.ucb_beta * sd
+    terms = {
+        "pareto": features.pareto_strength(members.benchmarks()),
+        "performance": features.normalized(members.lower, members.noise),
+        "diversity": features.diversity(members),
+        "descendant": (ucb - ucb.min()) / max(np.ptp(ucb), members.noise),
+    }
+    weighted = sum(getattr(settings, name) * term for name, term in terms.items())
+    total = weighted / (1 + waiting)
+    order = np.lexsort((np.arange(len(total)), -total.round(9)))  # rounded: a last-bit difference is a tie
+    shown = [{"id": members.entries[i].id, "name": members.entries[i].name, "total": round(float(total[i]), 4),
+              **{name: round(float(term[i]), 4) for name, term in terms.items()},
+              "overall": round(float(members.overall[i]), 3), "lower": round(float(members.lower[i]), 3),
+              "gain": round(float(mean[i]), 3), "gain_sd": round(float(sd[i]), 3), "pending": int(waiting[i])} for i in order[:SHOWN]]
+    return Pick(shown[0]["id"], shown, _explain(shown, len(members), len(table), bool(np.isfinite(family.gain).any())))
+
+
+def pool(table: Table, gain: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+    """Rows to compare, in order: all, or `size`: a fifth each of the best lower bounds, the Pareto front, the largest
+    descendant gains and the newest, the rest drawn at random."""
+    if len(table) <= size:
+        return np.arange(len(table))
+    share = max(size // 5, 1)
+    chosen = np.unique(np.concatenate([
+        np.argsort(-table.lower, kind="stable")[:share], features.pareto_front(table.benchmarks(), share),
+        np.argsort(-np.nan_to_num(gain, nan=-np.inf), kind="stable")[:share], np.arange(len(table) - share, len(table))]))[:size]
+    others = np.setdiff1d(np.arange(len(table)), chosen)
+    return np.sort(np.concatenate([chosen, rng.choice(others, size - len(chosen), replace=False)]))
+
+
+def predict_gain(table: Table, family: Lineage, waiting: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) mean and sd, in points, of each entry's descendant gain. Without any descendant: 0, and the noise."""
+    from sklearn.gaussian_process.kernels import RBF, ConstantKernel
+
+    known = np.flatnonzero(np.isfinite(family.gain))
+    if not known.size:
+        return np.zeros(len(table)), np.full(len(table), table.noise)
+    x, y = _inputs(table, family), family.gain[known]
+    scale = max(float(np.sqrt((y**2).mean())), table.noise)
+    noise = np.maximum((table.error[known] / scale) ** 2, 1e-2)
+    # Differences between entries are a few units long: five groups of features, each of variance 1.
+    kernel = ConstantKernel(1.0, "fixed") * RBF(2.0, (0.5, 10.0))
+    if known.size >= TUNE_FROM:
+        some = np.linspace(0, known.size - 1, min(known.size, TUNE_ON)).astype(int)
+        kernel = _process(kernel, x[known][some], (y / scale)[some], noise[some], optimizer="fmin_l_bfgs_b").kernel_
+    process = _process(kernel, x[known], y / scale, noise)
+    liars = np.flatnonzero(waiting)
+    if liars.size:
+        lie = process.predict(x[liars])
+        process = _process(kernel, np.concatenate([x[known], x[liars]]), np.concatenate([y / scale, lie]),
+                           np.concatenate([noise, ((table.noise / scale) ** 2 + 1e-2) / waiting[liars]]))
+    mean, sd = process.predict(x, return_std=True)
+    return mean * scale, sd * scale
+
+
+def _inputs(table: Table, family: Lineage) -> np.ndarray:
+    """(N, F) what the process sees of an entry: five groups of features, each of mean square about 1."""
+    groups = [table.lower[:, None], table.benchmarks(), table.mechanisms(), table.behaviour(),
+              np.stack([family.depth, np.log1p(family.children), family.failed / np.maximum(family.children, 1)], axis=1)]
+    return np.concatenate([features.standardized(g) / np.sqrt(max(g.shape[1], 1)) for g in groups], axis=1)
+
+
+def _process(kernel: Any, x: np.ndarray, y: np.ndarray, noise: np.ndarray, optimizer: str | None = None) -> Any:
+    from sklearn.gaussian_process import GaussianProcessRegressor
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a length scale at its bound is an answer, not a failure
+        return GaussianProcessRegressor(kernel, alpha=noise, optimizer=optimizer, random_state=0).fit(x, y)
+
+
+def _islands(ordered: list[EntrySummary], table: Table, rng: np.random.Generator) -> Pick:
+    """An island is the line of one first-generation entry; islands are drawn evenly, their members by rank (1/r)."""
+    home: dict[str, str] = {}  # entry -> founder of its line
+    roots = set()
+    for e in ordered:
+        known = [p for p in e.parents if p in home]
+        if not known:
+            roots.add(e.id)
+        home[e.id] = home[known[0]] if known and known[0] not in roots else e.id
+    islands: dict[str, list[int]] = {}
+    for i in np.argsort(-table.lower, kind="stable"):
+        islands.setdefault(home[table.entries[i].id], []).append(int(i))
+    founder = sorted(islands, key=candidate_number)[int(rng.integers(len(islands)))]
+    weight = 1.0 / np.arange(1, len(islands[founder]) + 1)
+    rank = int(rng.choice(len(weight), p=weight / weight.sum()))
+    return Pick(table.entries[islands[founder][rank]].id, [],
+                f"islands: the line of {founder} (one of {len(islands)}), rank {rank + 1} of {len(weight)} in it")
+
+
+def _explain(shown: list[dict[str, Any]], compared: int, scored: int, informed: bool) -> str:
+    first = shown[0]
+    text = (f"{first['id']} {first['name']}: total {first['total']:.2f} = pareto {first['pareto']:.2f}, performance "
+            f"{first['performance']:.2f} ({first['overall']:.1f} points, lower bound {first['lower']:.1f}), diversity "
+            f"{first['diversity']:.2f}, descendant {first['descendant']:.2f} (expected gain {first['gain']:+.1f} +- {first['gain_sd']:.1f}), "
+            f"weighted; {first['pending']} pending children. Compared {compared} of {scored} scored entries.")
+    if not informed:
+        text += " No entry has a scored descendant yet: the descendant term is the same for all."
+    if len(shown) > 1:
+        text += f" Next: {shown[1]['id']} {shown[1]['name']} with {shown[1]['total']:.2f}."
+    return text

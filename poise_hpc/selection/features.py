@@ -1,0 +1,121 @@
+"""Entries as arrays, and the three terms of the acquisition that need no regression. N entries, D benchmarks, M mechanisms."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..stats import pooled_sd, standard_errors
+from ..types import EntrySummary, candidate_number
+
+NEIGHBOURS = 5  # an entry is as different as it is from its nearest few
+
+
+@dataclass(frozen=True)
+class Table:
+    """Scored entries by candidate number, with what every term needs."""
+
+    entries: list[EntrySummary]
+    overall: np.ndarray      # (N,) points
+    error: np.ndarray        # (N,) standard error of `overall`, points
+    noise: float             # points: pooled sd of one training seed; 1.0 where it is not known
+
+    @classmethod
+    def of(cls, entries: Sequence[EntrySummary]) -> Table:
+        scored = sorted((e for e in entries if e.score is not None), key=lambda e: candidate_number(e.id))
+        scores = [e.score for e in scored]
+        pooled = pooled_sd(scores)
+        return cls(scored, np.array([s.overall for s in scores]), standard_errors(scores, pooled), pooled or 1.0)
+
+    @property
+    def lower(self) -> np.ndarray:
+        return self.overall - self.error
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def take(self, rows: np.ndarray) -> Table:
+        return Table([self.entries[i] for i in rows], self.overall[rows], self.error[rows], self.noise)
+
+    def benchmarks(self) -> np.ndarray:
+        """(N, D) lower confidence per benchmark, over those that all entries have; (N, 1) `lower` if there is none.
+
+        A benchmark's own seed spread is not in the summary; the error of Overall, to which it adds up, stands in for it.
+        """
+        names = sorted(set.intersection(*(set(e.score.benchmarks) for e in self.entries)))
+        if not names:
+            return self.lower[:, None]
+        return np.array([[e.score.benchmarks[name] for name in names] for e in self.entries]) - self.error[:, None]
+
+    def mechanisms(self) -> np.ndarray:
+        """(N, M) 1 where the entry has the mechanism."""
+        column = {name: i for i, name in enumerate(sorted({m for e in self.entries for m in e.mechanisms}))}
+        out = np.zeros((len(self), len(column)))
+        for i, e in enumerate(self.entries):
+            out[i, [column[m] for m in e.mechanisms]] = 1.0
+        return out
+
+    def behaviour(self) -> np.ndarray:
+        """(N, F) training-curve features, standardized; what an entry lacks is 0, the mean."""
+        names = sorted({name for e in self.entries for name in e.behaviour})
+        return standardized(np.array([[e.behaviour.get(name, np.nan) for name in names] for e in self.entries]).reshape(len(self), len(names)))
+
+
+def standardized(x: np.ndarray) -> np.ndarray:
+    """Columns to mean 0 and sd 1, NaN to 0; a constant column becomes 0."""
+    known = np.isfinite(x)
+    count = np.maximum(known.sum(axis=0), 1)
+    centred = np.where(known, x - np.where(known, x, 0.0).sum(axis=0) / count, 0.0)
+    sd = np.sqrt((centred**2).sum(axis=0) / count)
+    return centred / np.where(sd > 1e-12, sd, 1.0)
+
+
+def pareto_strength(values: np.ndarray) -> np.ndarray:
+    """(N,) U_pareto = 1 - (entries that dominate it) / (N - 1); 1 on the front. `values` (N, D), more is better."""
+    n = len(values)
+    at_least, better = np.ones((n, n), bool), np.zeros((n, n), bool)
+    for column in values.T:
+        at_least &= column[:, None] >= column
+        better |= column[:, None] > column
+    return 1.0 - (at_least & better).sum(axis=0) / max(n - 1, 1)
+
+
+def pareto_front(values: np.ndarray, limit: int) -> np.ndarray:
+    """Rows of the first front of `values` (N, D), at most `limit`, best sum first."""
+    alive, front = np.argsort(-values.sum(axis=1), kind="stable"), []
+    while alive.size and len(front) < limit:
+        first = alive[0]  # the largest sum among those left: nothing left dominates it
+        front.append(first)
+        alive = alive[1:][(values[alive[1:]] > values[first]).any(axis=1)]
+    return np.array(front, int)
+
+
+def normalized(values: np.ndarray, floor: float) -> np.ndarray:
+    """To [0, 1] between the lower quartile and the best; a spread below `floor` (the noise) is not blown up."""
+    low, high = np.quantile(values, 0.25), values.max()
+    return np.clip((values - low) / max(high - low, floor), 0.0, 1.0)
+
+
+def jaccard(mechanisms: np.ndarray) -> np.ndarray:
+    """(N, N) 1 - |A and B| / |A or B| of mechanism sets; two empty sets are equal."""
+    both = mechanisms @ mechanisms.T
+    size = mechanisms.sum(axis=1)
+    either = size[:, None] + size - both
+    return 1.0 - np.where(either > 0, both / np.maximum(either, 1.0), 1.0)
+
+
+def distances(x: np.ndarray) -> np.ndarray:
+    """(N, N) root mean square difference of rows."""
+    squared = (x**2).sum(axis=1)
+    return np.sqrt(np.maximum(squared[:, None] + squared - 2 * x @ x.T, 0.0) / max(x.shape[1], 1))
+
+
+def diversity(table: Table) -> np.ndarray:
+    """(N,) U_div in [0, 1]: distance to the nearest entries, half mechanism sets, half training behaviour."""
+    if len(table) < 2:
+        return np.ones(len(table))
+    apart = distances(table.behaviour())
+    pair = 0.5 * jaccard(table.mechanisms()) + 0.5 * apart / (1.0 + apart)
+    np.fill_diagonal(pair, np.inf)
+    return np.sort(pair, axis=1)[:, : min(NEIGHBOURS, len(table) - 1)].mean(axis=1)

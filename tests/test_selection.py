@@ -1,0 +1,225 @@
+import json
+
+import numpy as np
+import pytest
+from helpers_archive import row
+
+from poise_hpc.config import Acquisition
+from poise_hpc.selection import features
+from poise_hpc.selection.acquisition import choose_parent, pool
+from poise_hpc.selection.descendants import lineage
+from poise_hpc.selection.features import Table
+from poise_hpc.selection.references import choose_references
+from poise_hpc.types import PoiseError
+
+SETTINGS = Acquisition()
+ONLY_PERFORMANCE = Acquisition(pareto=0.0, performance=1.0, diversity=0.0, descendant=0.0)
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+def pick(entries, pending=(), settings=SETTINGS, **options):
+    return choose_parent(entries, pending, settings, rng(), **options)
+
+
+def archive(count=60, seed=3):
+    """A random genealogy: each entry's parent is an older one, one in seven failed."""
+    r, names = rng(seed), list("abcdefgh")
+    out = [row("c0000", 40.0)]
+    for i in range(1, count):
+        parent = f"c{int(r.integers(i)):04d}"
+        mechanisms = tuple(sorted(r.choice(names, 3, replace=False)))
+        overall = None if i % 7 == 0 else float(40 + 5 * r.normal())
+        out.append(row(f"c{i:04d}", overall, (parent,), mechanisms, sd=2.0, seeds=2, behaviour={"entropy": float(r.normal()), "kl": float(r.normal())},
+                       benchmarks={"easy": float(60 + r.normal()), "hard": float(20 + 5 * r.normal())}))
+    return out
+
+
+# --- features
+
+def test_pareto_strength_by_hand():
+    # (3,1) and (1,3) are on the front, (1,1) is dominated by both, (0,3) by (1,3) alone: 1 - 2/3 and 1 - 1/3
+    values = np.array([[3.0, 1.0], [1.0, 3.0], [1.0, 1.0], [0.0, 3.0]])
+    np.testing.assert_allclose(features.pareto_strength(values), [1, 1, 1 / 3, 2 / 3])
+    assert set(features.pareto_front(values, 10)) == {0, 1}
+
+
+def test_front_agrees_with_strength_on_random_points():
+    for seed in range(20):
+        values = rng(seed).integers(0, 6, (40, 3)).astype(float)
+        unique = np.unique(values, axis=0)
+        assert set(features.pareto_front(unique, 99)) == set(np.flatnonzero(features.pareto_strength(unique) == 1.0))
+
+
+def test_jaccard_by_hand():
+    sets = np.array([[1, 1, 0], [0, 1, 1], [0, 0, 0]], float)  # {a,b} and {b,c} share 1 of 3
+    np.testing.assert_allclose(features.jaccard(sets), [[0, 2 / 3, 1], [2 / 3, 0, 1], [1, 1, 0]])
+
+
+def test_a_copy_is_less_diverse_than_a_loner():
+    entries = [row("c0000", 40, mechanisms=("a",)), row("c0001", 40, mechanisms=("a",)), row("c0002", 40, mechanisms=("z",))]
+    scores = features.diversity(Table.of(entries))
+    assert scores[2] > scores[0] == scores[1]
+
+
+def test_a_spread_within_the_noise_is_not_blown_up():
+    assert np.ptp(features.normalized(np.array([50.0, 50.1]), floor=2.0)) < 0.06
+
+
+# --- descendant gain
+
+def test_gain_by_hand():
+    # c0 (40) -> c1 (50) -> c2 (60); c0 -> c3 failed. Discount 0.5, the best 2 count, no uncertainty.
+    # gain(c0) = mean(50-40, 0.5 (60-40)) = 10; gain(c1) = 60-50 = 10; c2 and c3 have no descendants.
+    entries = [row("c0000", 40), row("c0001", 50, ("c0000",)), row("c0002", 60, ("c0001",)), row("c0003", None, ("c0000",))]
+    y = np.array([40.0, 50.0, 60.0, np.nan])
+    family = lineage(entries, y, y, discount=0.5, top_k=2)
+    np.testing.assert_allclose(family.gain, [10, 10, np.nan, np.nan])
+    assert family.depth.tolist() == [0, 1, 2, 1]
+    assert family.children.tolist() == [2, 1, 0, 0] and family.failed.tolist() == [1, 0, 0, 0]
+
+
+def test_gain_takes_the_best_k_and_the_shortest_way():
+    # c1 (41) and c2 (44) are children of c0 (40); c3 (48) is a child of both c0 and c1.
+    # c0: gains 1, 4 and 8 (as a child, not 0.5 x 8 as a grandchild): best two (4 + 8) / 2 = 6. c1: 48 - 41 = 7.
+    entries = [row("c0000", 40), row("c0001", 41, ("c0000",)), row("c0002", 44, ("c0000",)), row("c0003", 48, ("c0000", "c0001"))]
+    y = np.array([40.0, 41.0, 44.0, 48.0])
+    np.testing.assert_allclose(lineage(entries, y, y, 0.5, 2).gain, [6, 7, np.nan, np.nan])
+
+
+def test_lineage_agrees_with_a_plain_walk():
+    entries = archive(40)
+    y = np.array([e.score.overall if e.score else np.nan for e in entries])
+
+    def walk(i, depth=1):
+        children = [j for j, e in enumerate(entries) if entries[i].id in e.parents]
+        return [(j, depth) for j in children] + [x for j in children for x in walk(j, depth + 1)]
+
+    for i, got in enumerate(lineage(entries, y, y, 0.7, 3).gain):
+        gains = sorted((0.7 ** (d - 1) * (y[j] - y[i]) for j, d in walk(i) if np.isfinite(y[j])), reverse=True)[:3]
+        want = np.mean(gains) if gains and np.isfinite(y[i]) else np.nan
+        np.testing.assert_allclose(got, want)
+
+
+# --- choice
+
+def test_a_lucky_seed_loses_to_a_solid_entry():
+    solid = row("c0001", 50.0, sd=4.0, seeds=8)
+    lucky = row("c0002", 52.0, seeds=1)  # 52 - 4 < 50 - 4 / sqrt(8)
+    others = [row("c0000", 40.0, sd=4.0, seeds=8), row("c0003", 41.0, sd=4.0, seeds=8)]
+    for entries in ([solid, lucky], [solid, lucky, *others]):
+        assert pick(entries).parent == "c0001"
+        assert pick(entries, strategy="greedy").parent == "c0001"
+
+
+def test_a_mediocre_parent_with_strong_descendants_wins():
+    # Same mechanisms and benchmarks otherwise: c0002 scores 46, but its children gained 8; c0001's 48 has led nowhere yet.
+    entries = [row("c0000", 45.0), row("c0001", 48.0, ("c0000",), ("a",)), row("c0002", 46.0, ("c0000",), ("b",)),
+               row("c0003", 46.2, ("c0001",), ("a", "c")), row("c0004", 46.1, ("c0001",), ("a", "d")),
+               row("c0005", 54.0, ("c0002",), ("b", "c")), row("c0006", 54.0, ("c0002",), ("b", "d"))]
+    only_descendants = Acquisition(pareto=0.0, performance=0.0, diversity=0.0, descendant=1.0)
+    assert pick(entries, settings=only_descendants).parent == "c0002"
+    terms = {t["id"]: t for t in pick(entries).terms}
+    assert terms["c0002"]["gain"] > 4
+    # ... and among the two older ones alone, with every term at its default weight.
+    totals = {e: terms[e]["total"] if e in terms else 0.0 for e in ("c0001", "c0002")}
+    assert totals["c0002"] > totals["c0001"]
+
+
+def test_pending_children_push_to_another():
+    entries = [row("c0000", 40.0), row("c0001", 47.0, ("c0000",)), row("c0002", 46.0, ("c0000",))]
+    pending, chosen = [], []
+    for i in range(3, 9):
+        chosen.append(pick(entries, pending).parent)
+        pending.append((f"c{i:04d}", (chosen[-1],)))
+    assert chosen[0] == "c0001" and chosen[1] == "c0002" and len(set(chosen)) >= 2
+
+
+def test_a_lie_lowers_the_uncertainty_where_a_child_is_pending():
+    entries = archive(30)
+    free, busy = pick(entries), pick(entries, [("c0099", (pick(entries).parent,))])
+    before = free.terms[0]
+    after = {t["id"]: t for t in busy.terms}.get(before["id"])
+    assert after is None or after["gain_sd"] < before["gain_sd"]
+
+
+def test_order_of_entries_does_not_matter_and_a_tie_goes_to_the_older():
+    entries = archive()
+    want = pick(entries)
+    for seed in range(3):
+        assert pick([entries[i] for i in rng(seed).permutation(len(entries))]) == want
+    twins = [row("c0003", 50.0), row("c0002", 50.0), row("c0001", 50.0)]
+    assert pick(twins).parent == "c0001"
+
+
+def test_few_entries_and_failures():
+    assert pick([row("c0000", 40.0)]).parent == "c0000"
+    assert "No entry has a scored descendant" in pick([row("c0000", 40.0), row("c0001", None, ("c0000",))]).explanation
+    assert pick([row("c0000", 40.0, seeds=1), row("c0001", 50.0, ("c0000",), seeds=1)]).parent == "c0001"
+    with pytest.raises(PoiseError, match="none of the 1 archived entries has a score"):
+        pick([row("c0001", None)])
+    failed = archive(80)
+    scored = {e.id for e in failed if e.score}
+    for strategy in ("poise", "greedy", "random", "islands"):
+        assert pick(failed, strategy=strategy).parent in scored
+
+
+def test_weights_weigh():
+    entries = [row("c0000", 40.0, mechanisms=("a",)), row("c0001", 42.0, mechanisms=("a",)), row("c0002", 30.0, mechanisms=("x", "y"))]
+    assert pick(entries, settings=ONLY_PERFORMANCE).parent == "c0001"
+    assert pick(entries, settings=Acquisition(pareto=0, performance=0, diversity=1, descendant=0)).parent == "c0002"
+
+
+def test_a_pick_is_json_and_repeats():
+    entries = archive()
+    first = pick(entries, [("c0100", ("c0003",))])
+    assert first == pick(entries, [("c0100", ("c0003",))])
+    assert json.loads(json.dumps(first.terms)) == first.terms
+    assert first.terms[0]["id"] == first.parent and first.parent in first.explanation
+
+
+def test_the_pool_keeps_the_best_the_newest_and_the_fertile():
+    entries = archive(300)
+    table = Table.of(entries)
+    gain = np.full(len(table), np.nan)
+    gain[17] = 9.0
+    rows = pool(table, gain, 50, rng())
+    assert len(rows) == 50 == len(set(rows.tolist()))
+    assert {int(np.argmax(table.lower)), 17, len(table) - 1} <= set(rows.tolist())
+    assert set(features.pareto_front(table.benchmarks(), 10)) <= set(rows.tolist())
+
+
+def test_random_and_islands_reach_many():
+    entries = archive()
+    for strategy in ("random", "islands"):
+        chosen = {choose_parent(entries, (), SETTINGS, rng(i), strategy).parent for i in range(60)}
+        assert len(chosen) > 8, strategy
+
+
+# --- references
+
+def test_three_tiers():
+    parent = row("c0001", 50.0, mechanisms=("a",), benchmarks={"easy": 80.0, "hard": 20.0})
+    entries = [row("c0000", 40.0, benchmarks={"easy": 60.0, "hard": 10.0}), parent,
+               row("c0002", 52.0, mechanisms=("a", "b"), benchmarks={"easy": 85.0, "hard": 19.0}),
+               row("c0003", 45.0, mechanisms=("a", "c"), benchmarks={"easy": 50.0, "hard": 40.0}),
+               row("c0004", None, mechanisms=("x", "y"))]
+    references = choose_references(entries, "c0001", 3, rng())
+    by_tier = {r.tier: r for r in references}
+    assert by_tier["pareto"].id == "c0002"             # (85, 19) has the larger sum on the front
+    assert by_tier["complementary"].id == "c0003"      # 20 points up on hard
+    assert "hard" in by_tier["complementary"].why and "c" in by_tier["complementary"].why
+    assert by_tier["exploratory"].id in ("c0000", "c0004")
+    assert any("failed: nonfinite-loss" in r.why for r in choose_references(entries, "c0001", 9, rng()))
+
+
+def test_references_never_repeat_nor_show_the_parent():
+    entries = archive()
+    for count in (0, 1, 4, 100):
+        found = [r.id for r in choose_references(entries, "c0005", count, rng())]
+        assert len(found) == len(set(found)) == min(count, len(entries) - 1) and "c0005" not in found
+    shuffled = [entries[i] for i in rng(1).permutation(len(entries))]
+    assert choose_references(shuffled, "c0005", 4, rng()) == choose_references(entries, "c0005", 4, rng())
+    assert choose_references([row("c0000", 40.0)], "c0000", 4, rng()) == []
