@@ -92,7 +92,7 @@ def _own(name: str) -> Callable[..., Task]:
     if not hasattr(module, "TASK"):
         tasks = [m for m in known if hasattr(importlib.import_module(f"poise_hpc.tasks.{m}"), "TASK")]
         raise UsageError(f"task.name: there is no task {name!r}" + did_you_mean(name, tasks)
-                         + ". A task of your own is named 'package.module:Class'")
+                         + " (a task of your own is named 'package.module:Class')")
     return module.TASK
 
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ..config import Positive, Section
 from .base import Progress
@@ -40,6 +40,12 @@ class ModelOptions(Section):
     first_phase: Share = 0.6        # of the steps
     wrong_facts: Share = 0.3        # of the digit facts
     stays_wrong: Share = 0.75       # probability, in phase 2
+
+    @model_validator(mode="after")
+    def _heads(self) -> ModelOptions:
+        if self.d % self.heads:
+            raise ValueError(f"'d' ({self.d}) must be a multiple of 'heads' ({self.heads})")
+        return self
 
 
 def wrong_table(rng: random.Random, share: float) -> dict[tuple[str, int, int], int]:
@@ -103,15 +109,14 @@ def trace(rng: random.Random, mix: Mix, phase: int, wrong: dict[tuple[str, int, 
 
 
 def batch(traces: Sequence[tuple[str, str]]) -> tuple[Any, Any]:
-    """Token ids (B, T) and labels (B, T): the same on the response and its end, -100 elsewhere."""
+    """Token ids (B, T) and labels (B, T - P), P the prompt's tokens: the response with its end, then -100."""
     import torch
 
     rows = [[*encode(prompt), *tokens(response), ID["<eos>"]] for prompt, response in traces]
-    ids = torch.full((len(rows), max(map(len, rows))), ID["<pad>"])
-    labels = torch.full_like(ids, -100)
-    for i, row in enumerate(rows):
-        ids[i, :len(row)] = torch.tensor(row)
-        labels[i, PROMPT_TOKENS:len(row)] = ids[i, PROMPT_TOKENS:len(row)]
+    width = max(map(len, rows))
+    # No attention mask: padding stands on the right, where a causal model does not look.
+    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+    labels = torch.tensor([row + [-100] * (width - len(row)) for row in rows])[:, PROMPT_TOKENS:]
     return ids, labels
 
 
@@ -133,8 +138,21 @@ def new_model(options: ModelOptions) -> Any:
 
 
 def warm_start(mix: Mix, options: ModelOptions, folder: Path, progress: Progress) -> None:
-    """Train and write the start model. The same arguments give the same bytes (same machine, one thread)."""
+    """Train and write the start model. The same arguments give the same bytes (same machine and torch)."""
     import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # sums do not depend on the number of cores, and a model this small is no slower
+    try:
+        model = train(mix, options, progress)
+    finally:
+        torch.set_num_threads(threads)
+    model.save_pretrained(folder)
+
+
+def train(mix: Mix, options: ModelOptions, progress: Progress) -> Any:
+    import torch
+    from torch.nn.functional import cross_entropy
 
     rng = random.Random(f"chain warm start {options.seed}")
     wrong = wrong_table(rng, options.wrong_facts)
@@ -144,11 +162,12 @@ def warm_start(mix: Mix, options: ModelOptions, folder: Path, progress: Progress
     for step in range(options.steps):
         phase = int(step >= options.first_phase * options.steps)
         ids, labels = batch([trace(rng, mix, phase, wrong, options.stays_wrong) for _ in range(options.batch)])
-        loss = model(input_ids=ids, labels=labels).loss
+        logits = model(input_ids=ids).logits[:, PROMPT_TOKENS - 1:-1]  # (B, T - P, V): each predicts the next token
+        loss = cross_entropy(logits.flatten(0, 1), labels.flatten())
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         progress("warm start", step + 1, options.steps, loss=float(loss.detach()))
-    model.save_pretrained(folder)
+    return model
