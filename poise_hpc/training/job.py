@@ -1,0 +1,128 @@
+"""The training job: one run of one algorithm with one seed, an SPMD program of `ranks` processes.
+
+Writes curves.jsonl (a row per step, reproducible to the bit), timings.jsonl, checkpoints/ and snapshots/ into its attempt
+folder; resumes from the newest whole checkpoint of this or an earlier attempt.
+"""
+from __future__ import annotations
+
+import platform
+import shutil
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from .. import config as configuration
+from .. import files, worker
+from ..config import Config
+from ..types import PoiseError
+
+
+def run(job: dict[str, Any], attempt_dir: Path) -> dict[str, Any]:
+    from . import checkpoint, engine
+
+    config, total = configuration.parse(job["config"]), job["config"]["train"]["steps"]
+    worker.progress("load", 0, total)
+    ranks = engine.start(job["threads"])
+    trainer = make_trainer(config, job, ranks)
+    recipe = recipe_of(config, job, ranks.world)
+    done = checkpoint.resume(attempt_dir, [Path(p) for p in job["resume"]], recipe, trainer.engine, ranks)
+    trainer.state = done.state if done.steps else trainer.state
+    rows, snapshots, first = list(done.rows), dict(done.snapshots), ranks.rank == 0
+    if first:  # rows of steps that a killed process finished after its last checkpoint are made again
+        files.write_atomic(attempt_dir / "curves.jsonl", "".join(files.dumps(row) + "\n" for row in rows))
+
+    points = snapshot_steps(config)
+    for step in range(done.steps, total):
+        began, finished = time.perf_counter(), step + 1
+        row, seconds = trainer.step(step)
+        rows.append(row)
+        if first:
+            wall = time.perf_counter() - began
+            files.append_line(attempt_dir / "curves.jsonl", row)
+            files.append_line(attempt_dir / "timings.jsonl", timing(row, seconds, wall, config))
+        worker.progress("train", finished, total, reward=row["reward"], acc=row["acc"])
+        if finished in points.values():
+            model = trainer.engine.full_model()
+            saved = checkpoint.snapshot(attempt_dir, finished, model, Path(job["model"])) if first else None
+            name, sha256 = ranks.gather(saved)[0]
+            snapshots[name] = sha256
+        stop = ranks.any(worker.stop_requested())
+        if finished < total and (stop or finished % config.train.checkpoint_every == 0):
+            checkpoint.save(attempt_dir, checkpoint.Progress(finished, recipe, trainer.state, rows, snapshots), trainer.engine, ranks)
+        if finished < total and stop:
+            raise worker.Stopped(f"after step {finished} of {total}")
+    if first:
+        shutil.rmtree(attempt_dir / "checkpoints", ignore_errors=True)  # the last snapshot is the result
+    names = {at: f"step-{steps:06d}" for at, steps in points.items()}
+    return {"steps": total, "snapshots": {at: f"snapshots/{name}" for at, name in names.items()},
+            "weights_sha256": snapshots[names[f"{1.0:g}"]], "timings": total_timing(attempt_dir), "versions": versions()}
+
+
+def make_trainer(config: Config, job: dict[str, Any], ranks: Any) -> Any:
+    """The step function with everything it needs, from the start weights."""
+    import torch
+    import transformers
+
+    from ..algorithms.load import load
+    from ..rollout.hf_engine import HFEngine
+    from ..tasks.base import load_task
+    from .engine import Engine
+    from .loop import Trainer
+    from .policy import Policy
+
+    if config.rollout.engine != "hf":
+        raise PoiseError(f"rollout.engine {config.rollout.engine!r} is not available here; 'hf' is")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # it fills every new buffer with NaN, for debugging
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+    def policy() -> Policy:
+        model = transformers.AutoModelForCausalLM.from_pretrained(job["model"], dtype=getattr(torch, config.model.dtype))
+        return Policy(model, config.rollout.temperature, config.train.share_prompt)
+
+    algorithm = load(Path(job["package"]))
+    engine = Engine(policy(), config.train, config.model.dtype, ranks)
+    reference = policy().to(engine.device).requires_grad_(False) if "ref_logp" in algorithm.needs else None
+    return Trainer(config, job["seed"], load_task(config), algorithm, engine, HFEngine(engine.full_model()), reference, ranks,
+                   state=algorithm.initial_state())
+
+
+def recipe_of(config: Config, job: dict[str, Any], world: int) -> dict[str, Any]:
+    """What a run's numbers depend on."""
+    from ..algorithms.load import manifest
+    from ..tasks.base import weights_sha256
+
+    sections = config.dump()
+    sections["train"].pop("checkpoint_every")
+    return {"seed": job["seed"], "ranks": world, "threads": job["threads"], "package": manifest(Path(job["package"])),
+            "model": weights_sha256(Path(job["model"])), "evaluation points": list(config.evaluate.at),
+            **{name: sections[name] for name in ("task", "rollout", "train")}}
+
+
+def snapshot_steps(config: Config) -> dict[str, int]:
+    """Training fraction ("0.25") -> finished steps, at least 1."""
+    return {f"{at:g}": max(1, round(at * config.train.steps)) for at in config.evaluate.at}
+
+
+def timing(row: dict[str, Any], seconds: dict[str, float], wall: float, config: Config) -> dict[str, float]:
+    """Seconds of one step on rank 0, by part, and what all ranks sampled per second of the whole step."""
+    tokens = row["length"] * row["groups_sampled"] * config.rollout.group_size
+    parts = {name: round(value, 6) for name, value in seconds.items()}
+    return {"step": row["step"], **parts, "rest": round(wall - sum(seconds.values()), 6), "wall": round(wall, 6),
+            "tokens": round(tokens), "tokens_per_second": round(tokens / wall, 1)}
+
+
+def total_timing(attempt: Path) -> dict[str, float]:
+    """Sums over the steps this attempt has computed (repeated ones included)."""
+    total: dict[str, float] = {}
+    for line in files.read_lines(attempt / "timings.jsonl"):
+        for name, value in line.items():
+            if name not in ("step", "tokens_per_second"):
+                total[name] = round(total.get(name, 0.0) + value, 6)
+    return total
+
+
+def versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: version(name) for name in ("poise_hpc", "torch", "transformers", "deepspeed")}}
