@@ -28,6 +28,7 @@ from .features import Table
 
 Strategy = Literal["poise", "greedy", "random", "islands"]
 SHOWN = 5          # candidates in a pick's table
+FRONT_OF = 1024    # best entries among which the pool's Pareto front is looked for
 TUNE_FROM = 8      # entries with descendants before the length scale is fitted; below, it is fixed
 TUNE_ON = 64       # of them that it is fitted on: a likelihood costs their number cubed, and is taken some 20 times
 
@@ -100,14 +101,15 @@ def _poise(ordered: list[EntrySummary], table: Table, pending: Sequence[tuple[st
 
 
 def pool(table: Table, gain: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Rows to compare, in order: all, or `size`: a fifth each of the best lower bounds, the Pareto front, the largest
-    descendant gains and the newest, the rest drawn at random."""
+    """Rows to compare, in order: all, or `size`: a fifth each of the best lower bounds, the Pareto front (of the
+    FRONT_OF best), the largest descendant gains and the newest, the rest drawn at random."""
     if len(table) <= size:
         return np.arange(len(table))
     share = max(size // 5, 1)
-    chosen = np.unique(np.concatenate([
-        np.argsort(-table.lower, kind="stable")[:share], features.pareto_front(table.benchmarks(), share),
-        np.argsort(-np.nan_to_num(gain, nan=-np.inf), kind="stable")[:share], np.arange(len(table) - share, len(table))]))[:size]
+    best = np.argsort(-table.lower, kind="stable")[:FRONT_OF]
+    front = best[features.pareto_front(table.take(best).benchmarks(), share)]
+    fertile = np.argsort(-np.nan_to_num(gain, nan=-np.inf), kind="stable")[:share]
+    chosen = np.unique(np.concatenate([best[:share], front, fertile, np.arange(len(table) - share, len(table))]))[:size]
     others = np.setdiff1d(np.arange(len(table)), chosen)
     return np.sort(np.concatenate([chosen, rng.choice(others, size - len(chosen), replace=False)]))
 

@@ -39,34 +39,30 @@ def lineage(entries: Sequence[EntrySummary], lower: np.ndarray, overall: np.ndar
 
     # (ancestor, descendant) pairs, one generation after the other: each pair's ancestor is replaced by its parents.
     starts = np.searchsorted(child, np.arange(count + 1))
-    up, down, seen, kept = parent, child, np.zeros(0, int), []
+    pairs, gains = [np.zeros(0, int)], [np.zeros(0)]
+    up, down = parent, child
     for generation in range(GENERATIONS):
-        code, first = np.unique(up * count + down, return_index=True)
-        new = first[~np.isin(code, seen, assume_unique=True)]
-        up, down = up[new], down[new]
-        if not up.size:
+        pair = np.unique(up * count + down)  # several ways of one length
+        if not pair.size:
             break
-        seen = np.concatenate([seen, up * count + down])
-        kept.append((up, discount**generation * (lower[down] - overall[up])))
+        up, down = np.divmod(pair, count)
+        pairs.append(pair)
+        gains.append(discount**generation * (lower[down] - overall[up]))
         fan = starts[up + 1] - starts[up]
-        slot = np.arange(fan.sum()) - np.repeat(np.cumsum(fan) - fan, fan) + np.repeat(starts[up], fan)
+        slot = np.arange(fan.sum()) + np.repeat(starts[up] - (np.cumsum(fan) - fan), fan)
         up, down = parent[slot], np.repeat(down, fan)
+    pair, first = np.unique(np.concatenate(pairs), return_index=True)  # several lengths: the first is the shortest
     children = np.bincount(parent, minlength=count)
     failed = np.bincount(parent[np.isnan(overall[child])], minlength=count)
-    return Lineage(_top_mean(kept, count, top_k), depth, children, failed)
+    return Lineage(_top_mean(pair // count, np.concatenate(gains)[first], count, top_k), depth, children, failed)
 
 
-def _top_mean(kept: list[tuple[np.ndarray, np.ndarray]], count: int, top_k: int) -> np.ndarray:
+def _top_mean(who: np.ndarray, gain: np.ndarray, count: int, top_k: int) -> np.ndarray:
     """(count,) mean of each ancestor's `top_k` largest gains; NaN without any."""
-    out = np.full(count, np.nan)
-    if not kept:
-        return out
-    who, gain = (np.concatenate(parts) for parts in zip(*kept, strict=True))
     who, gain = who[np.isfinite(gain)], gain[np.isfinite(gain)]
     order = np.lexsort((-gain, who))
     who, gain = who[order], gain[order]
-    rank = np.arange(len(who)) - np.searchsorted(who, who)
-    who, gain = who[rank < top_k], gain[rank < top_k]
-    number = np.bincount(who, minlength=count)
-    out[number > 0] = (np.bincount(who, gain, count)[number > 0] / number[number > 0])
-    return out
+    top = np.arange(len(who)) - np.searchsorted(who, who) < top_k
+    number = np.bincount(who[top], minlength=count)
+    total = np.bincount(who[top], gain[top], count)
+    return np.where(number > 0, total / np.maximum(number, 1), np.nan)

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..stats import pooled_sd, standard_errors
-from ..types import EntrySummary, candidate_number
+from ..types import EntrySummary
 
 NEIGHBOURS = 5  # an entry is as different as it is from its nearest few
 
 
 @dataclass(frozen=True)
 class Table:
-    """Scored entries by candidate number, with what every term needs."""
+    """The scored entries, in the order given, with what every term needs."""
 
     entries: list[EntrySummary]
     overall: np.ndarray      # (N,) points
@@ -23,7 +23,7 @@ class Table:
 
     @classmethod
     def of(cls, entries: Sequence[EntrySummary]) -> Table:
-        scored = sorted((e for e in entries if e.score is not None), key=lambda e: candidate_number(e.id))
+        scored = [e for e in entries if e.score is not None]
         scores = [e.score for e in scored]
         pooled = pooled_sd(scores)
         return cls(scored, np.array([s.overall for s in scores]), standard_errors(scores, pooled), pooled or 1.0)

@@ -19,6 +19,9 @@ from . import features
 from .features import Table
 
 
+SHORT = 128  # entries; four times as many are compared at most
+
+
 @dataclass(frozen=True)
 class Reference:
     id: str
@@ -28,7 +31,7 @@ class Reference:
 
 def choose_references(entries: Sequence[EntrySummary], parent: str, count: int, rng: np.random.Generator) -> list[Reference]:
     """At most `count` entries other than `parent`, the tiers in turn. The order of `entries` does not matter."""
-    ordered = sorted(entries, key=lambda e: candidate_number(e.id))
+    ordered = _shortlist(sorted(entries, key=lambda e: candidate_number(e.id)), parent, rng)
     table = Table.of(ordered)
     tiers = [_pareto(table), _complementary(table, parent), _exploratory(ordered, parent, rng)]
     chosen: dict[str, Reference] = {}
@@ -42,6 +45,17 @@ def choose_references(entries: Sequence[EntrySummary], parent: str, count: int, 
             if len(chosen) == count:
                 break
     return list(chosen.values())
+
+
+def _shortlist(ordered: list[EntrySummary], parent: str, rng: np.random.Generator) -> list[EntrySummary]:
+    """All, or the parent and a few hundred of a large archive: the best, the newest, and some drawn at random."""
+    if len(ordered) <= 4 * SHORT:
+        return ordered
+    overall = np.array([e.score.overall if e.score else -np.inf for e in ordered])
+    rows = np.unique(np.concatenate([
+        np.argsort(-overall, kind="stable")[: 2 * SHORT], np.arange(len(ordered) - SHORT, len(ordered)),
+        rng.choice(len(ordered), SHORT, replace=False), [i for i, e in enumerate(ordered) if e.id == parent]]).astype(int))
+    return [ordered[i] for i in rows]
 
 
 def _pareto(table: Table) -> list[Reference]:
