@@ -70,7 +70,7 @@ class Candidate:
     def save(self) -> None:
         files.write_json(self.folder / "status.json", {
             "id": self.id, "stage": self.stage, "outcome": self.outcome, "cause": self.cause, "message": self.message,
-            "held_from": self.held_from, "forgiven": self.forgiven})
+            "held_from": self.held_from, "forgiven": self.forgiven}, sync=False)  # derivable: see Campaign.load
 
     def proposal(self) -> Proposal:
         return Proposal.from_json(files.read_json(self.folder / "proposal.json"))
@@ -148,9 +148,14 @@ class Campaign:
 
     def load(self, id: str) -> Candidate:
         folder = self.candidates / id
-        status = files.read_json(folder / "status.json")
-        if status is None:
+        if not (folder / "proposal.json").exists():
             raise UsageError(f"{self.root.name} has no candidate {id}; `poise-hpc status {self.root}` lists them")
+        try:
+            status = files.read_json(folder / "status.json")
+        except files.CorruptFile:
+            status = None
+        if status is None:  # lost in a power cut: its attempts' results lead it through the stages again
+            return Candidate(id, folder, Stage.CHECK, attempts=load_attempts(folder))
         outcome, held = status["outcome"], status["held_from"]
         return Candidate(id, folder, Stage(status["stage"]), Outcome(outcome) if outcome else None, status["cause"],
                          status["message"], Stage(held) if held else None, status["forgiven"], load_attempts(folder))

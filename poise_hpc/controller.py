@@ -35,6 +35,7 @@ class Controller:
         self.active: dict[str, Candidate] = {id: campaign.load(id) for id in campaign.ids() if id not in archived}
         self.count = len(archived) + len(self.active)
         self.home = jobspec.home(campaign)
+        self.recorder = recording.Recorder(campaign, self.archive)
         self.proposing = Proposing(campaign, proposer, self.archive)
         self.stop_proposing = ""      # why no further candidate is wanted; "" while some are
         self._asked_scheduler = 0.0
@@ -163,7 +164,8 @@ class Controller:
                     return False
                 return self.move(candidate, outcome)
             case Stage.REFLECT:
-                return recording.reflect(self.campaign, candidate, self.proposer, self.archive) and self.archive_it(candidate)
+                self.recorder.reflect(candidate, self.proposer)
+                return self.archive_it(candidate)
         return False
 
     def stage_outcome(self, candidate: Candidate, units: list[str]) -> Outcome | None:
@@ -217,7 +219,7 @@ class Controller:
                    f"`poise-hpc retry {root} {candidate.id}` goes on")
 
     def archive_it(self, candidate: Candidate) -> bool:
-        summary = recording.record(self.campaign, candidate, self.archive)
+        summary = self.recorder.record(candidate)
         candidate.stage = Stage.ARCHIVED
         candidate.save()
         del self.active[candidate.id]

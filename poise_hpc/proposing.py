@@ -159,11 +159,11 @@ def create_candidate(campaign: Campaign, id: str, draft: Draft, pick: dict[str, 
     temporary.mkdir()
     for name, text in draft.files.items():
         files.write_atomic(temporary / name, text)
-    files.write_json(temporary / "manifest.json", {name: hashlib.sha256(text.encode()).hexdigest() for name, text in draft.files.items()})
+    files.write_json(temporary / "manifest.json", {n: hashlib.sha256(text.encode()).hexdigest() for n, text in draft.files.items()}, sync=False)
     files.write_json(temporary / "proposal.json", draft.proposal.to_json())
-    files.write_atomic(temporary / "proposal.md", markdown(id, draft.proposal))
+    files.write_atomic(temporary / "proposal.md", markdown(id, draft.proposal), sync=False)
     if pick is not None:
-        files.write_json(temporary / "pick.json", pick)
+        files.write_json(temporary / "pick.json", pick, sync=False)
     candidate = Candidate(id, temporary, Stage.CHECK)
     candidate.save()
     os.rename(temporary, folder)

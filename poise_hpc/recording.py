@@ -12,32 +12,91 @@ from . import archive as archive_tables
 from . import files, jobspec, stats
 from .agent.base import Facts, Proposer
 from .archive import ArchiveView, Entry
-from .campaign import Attempt, Campaign, Candidate, dump_yaml, load_attempts
+from .campaign import Attempt, Campaign, Candidate
 from .evaluation import metrics
 from .types import BASELINE_ID, EntrySummary, Outcome, Score, Stage
 
 
-def reflect(campaign: Campaign, candidate: Candidate, proposer: Proposer, archive: ArchiveView) -> bool:
-    """Write reflection.json; True once it is there."""
-    path = candidate.folder / "reflection.json"
-    if not path.exists():
-        files.write_json(path, proposer.reflect(facts(campaign, candidate, archive)).to_json())
-    return True
+class Recorder:
+    """Builds reflections and entries. The baseline's figures, which every candidate is compared with, are read once."""
 
+    def __init__(self, campaign: Campaign, archive: ArchiveView):
+        self.campaign, self.archive = campaign, archive
+        self._evaluations: dict[str, dict[str, dict[str, Any]]] = {}  # of the baseline and the candidate at hand
+        self._baseline_curves: dict[str, list[dict[str, Any]]] | None = None
 
-def facts(campaign: Campaign, candidate: Candidate, archive: ArchiveView) -> Facts:
-    proposal, rows = candidate.proposal(), curves(candidate)
-    parent = _entry(archive, proposal.parents[0]) if proposal.parents else None
-    base = _entry(archive, BASELINE_ID) if candidate.id != BASELINE_ID else None
-    return Facts(
-        id=candidate.id, proposal=proposal, outcome=candidate.outcome or Outcome.CANDIDATE_ERROR, cause=candidate.cause,
-        message=candidate.message, score=score(campaign, candidate), parent_score=parent.score if parent else None,
-        baseline_score=base.score if base else None, curves=rows,
-        baseline_curves=curves(campaign.load(BASELINE_ID)) if base else {}, behaviour=behaviour(rows))
+    def reflect(self, candidate: Candidate, proposer: Proposer) -> None:
+        """Write reflection.json, once."""
+        path = candidate.folder / "reflection.json"
+        if not path.exists():
+            files.write_json(path, proposer.reflect(self.facts(candidate)).to_json())
 
+    def facts(self, candidate: Candidate) -> Facts:
+        proposal, rows = candidate.proposal(), curves(candidate)
+        parent = self._summary(proposal.parents[0]) if proposal.parents else None
+        base = self._summary(BASELINE_ID) if candidate.id != BASELINE_ID else None
+        if base and self._baseline_curves is None:
+            self._baseline_curves = curves(self.campaign.load(BASELINE_ID))
+        return Facts(
+            id=candidate.id, proposal=proposal, outcome=candidate.outcome or Outcome.CANDIDATE_ERROR, cause=candidate.cause,
+            message=candidate.message, score=self.score(candidate), parent_score=parent.score if parent else None,
+            baseline_score=base.score if base else None, curves=rows,
+            baseline_curves=self._baseline_curves or {} if base else {}, behaviour=behaviour(rows))
 
-def _entry(archive: ArchiveView, id: str) -> EntrySummary | None:
-    return next((e for e in archive.entries if e.id == id), None)
+    def score(self, candidate: Candidate) -> Score | None:
+        if candidate.outcome is not Outcome.SUCCEEDED:
+            return None
+        base = self.evaluations(self.campaign.load(BASELINE_ID)) if candidate.id != BASELINE_ID else None
+        return stats.score(self.evaluations(candidate), base or None, self.campaign.config.evaluate.score)
+
+    def evaluations(self, candidate: Candidate) -> dict[str, dict[str, Any]]:
+        """Merged evaluation by seed; {} unless every seed has all of its elements."""
+        if candidate.id not in self._evaluations:
+            self._evaluations = {id: e for id, e in self._evaluations.items() if id == BASELINE_ID} | {candidate.id: self._merged(candidate)}
+        return self._evaluations[candidate.id]
+
+    def _merged(self, candidate: Candidate) -> dict[str, dict[str, Any]]:
+        config = self.campaign.config
+        out = {}
+        for seed in config.search.train_seeds:
+            found = elements(candidate, seed)
+            if len(found) < len(config.evaluate.benchmarks) * len(config.evaluate.at):
+                return {}
+            out[str(seed)] = metrics.merge([element for _, element in found], config.evaluate.benchmarks)
+        return out
+
+    def _summary(self, id: str) -> EntrySummary | None:
+        return next((e for e in self.archive.entries if e.id == id), None)
+
+    def record(self, candidate: Candidate) -> EntrySummary:
+        """Write the entry. Large files that it does not need go first, so that a kill in between leaves none behind."""
+        entry = self.entry(candidate)
+        clean(candidate)
+        return self.archive.add(entry)
+
+    def entry(self, candidate: Candidate) -> Entry:
+        """Everything of a candidate, from its files."""
+        campaign, proposal, rows = self.campaign, candidate.proposal(), curves(candidate)
+        names, steps, values = archive_tables.curve_table({int(seed): r for seed, r in rows.items()})
+        seeds = campaign.config.search.train_seeds
+        evaluated = {seed: elements(candidate, seed) for seed in seeds}
+        trained = [a for seed in seeds if (a := _trained(candidate, seed))]
+        found = self.score(candidate)
+        tokens, index = archive_tables.completion_tables(c for seed, e in evaluated.items() for c in completions(seed, e))
+        check = candidate.of(Stage.CHECK, "")
+        reflection = candidate.folder / "reflection.json"
+        return Entry(
+            id=candidate.id, name=proposal.name, parents=proposal.parents, proposer=proposal.proposer, proposal=proposal.to_json(),
+            outcome=candidate.outcome or Outcome.CANDIDATE_ERROR, cause=candidate.cause, message=candidate.message,
+            created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(reflection.stat().st_mtime)),
+            config=(campaign.root / "config.yaml").read_text(), code=campaign.code(candidate.id), seeds=tuple(int(seed) for seed in rows),
+            versions=campaign.meta["versions"], hashes=hashes(campaign, candidate, trained),
+            pick=files.read_json(candidate.folder / "pick.json") or {},
+            checks=(files.read_json(check[-1].folder / "checks.json") or {}).get("checks", []) if check else [],
+            attempts=[attempt_row(a) for a in candidate.attempts], timings=timings(trained), score=asdict(found) if found else None,
+            behaviour=behaviour(rows), reflection=files.read_json(reflection), curve_names=names, curve_steps=steps, curve_values=values,
+            evaluations=archive_tables.evaluation_table((seed, e) for seed, found in evaluated.items() for _, e in found),
+            completion_tokens=tokens, completion_index=index)
 
 
 def curves(candidate: Candidate) -> dict[str, list[dict[str, Any]]]:
@@ -55,18 +114,6 @@ def behaviour(rows_by_seed: dict[str, list[dict[str, Any]]]) -> dict[str, float]
     return {key: sum(f[key] for f in per_seed) / len(per_seed) for key in sorted(set.intersection(*map(set, per_seed)))} if per_seed else {}
 
 
-def evaluations(campaign: Campaign, candidate: Candidate) -> dict[str, dict[str, Any]]:
-    """Merged evaluation by seed; {} unless every seed has one."""
-    benchmarks = campaign.config.evaluate.benchmarks
-    out = {}
-    for seed in campaign.config.search.train_seeds:
-        found = elements(candidate, seed)
-        if len(found) < len(benchmarks) * len(campaign.config.evaluate.at):
-            return {}
-        out[str(seed)] = metrics.merge([element for _, element in found], benchmarks)
-    return out
-
-
 def elements(candidate: Candidate, seed: int) -> list[tuple[Path, dict[str, Any]]]:
     """Evaluation elements of one training seed with their files, whichever jobs wrote them, in (point, benchmark) order."""
     paths: dict[str, Path] = {}
@@ -76,47 +123,9 @@ def elements(candidate: Candidate, seed: int) -> list[tuple[Path, dict[str, Any]
     return [(paths[name], files.read_json(paths[name])) for name in sorted(paths)]
 
 
-def score(campaign: Campaign, candidate: Candidate) -> Score | None:
-    if candidate.outcome is not Outcome.SUCCEEDED:
-        return None
-    base = evaluations(campaign, campaign.load(BASELINE_ID)) if candidate.id != BASELINE_ID else None
-    return stats.score(evaluations(campaign, candidate), base or None, campaign.config.evaluate.score)
-
-
 def _trained(candidate: Candidate, seed: int) -> Attempt | None:
     done = [a for a in candidate.of(Stage.TRAIN, f"s{seed}") if a.outcome is Outcome.SUCCEEDED]
     return done[-1] if done else None
-
-
-def record(campaign: Campaign, candidate: Candidate, archive: ArchiveView) -> EntrySummary:
-    """Write the entry. Large files that the entry does not need go first, so that a kill in between leaves none behind."""
-    new = entry(campaign, candidate)
-    clean(candidate)
-    return archive.add(new)
-
-
-def entry(campaign: Campaign, candidate: Candidate) -> Entry:
-    """Everything of a candidate, from its files."""
-    proposal, rows = candidate.proposal(), curves(candidate)
-    names, steps, values = archive_tables.curve_table({int(seed): r for seed, r in rows.items()})
-    evaluated = {seed: elements(candidate, seed) for seed in campaign.config.search.train_seeds}
-    trained = [a for seed in campaign.config.search.train_seeds if (a := _trained(candidate, seed))]
-    found = score(campaign, candidate)
-    tokens, index = archive_tables.completion_tables(c for seed, found in evaluated.items() for c in completions(seed, found))
-    check = candidate.of(Stage.CHECK, "")
-    return Entry(
-        id=candidate.id, name=proposal.name, parents=proposal.parents, proposer=proposal.proposer, proposal=proposal.to_json(),
-        outcome=candidate.outcome or Outcome.CANDIDATE_ERROR, cause=candidate.cause, message=candidate.message,
-        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime((candidate.folder / "reflection.json").stat().st_mtime)),
-        config=dump_yaml(campaign.config), code=campaign.code(candidate.id), seeds=tuple(int(seed) for seed in rows),
-        versions=campaign.meta["versions"], hashes=hashes(campaign, candidate, trained),
-        pick=files.read_json(candidate.folder / "pick.json") or {},
-        checks=(files.read_json(check[-1].folder / "checks.json") or {}).get("checks", []) if check else [],
-        attempts=[attempt_row(a) for a in candidate.attempts], timings=timings(trained), score=asdict(found) if found else None,
-        behaviour=behaviour(rows), reflection=files.read_json(candidate.folder / "reflection.json"),
-        curve_names=names, curve_steps=steps, curve_values=values,
-        evaluations=archive_tables.evaluation_table((seed, e) for seed, found in evaluated.items() for _, e in found),
-        completion_tokens=tokens, completion_index=index)
 
 
 def hashes(campaign: Campaign, candidate: Candidate, trained: list[Attempt]) -> dict[str, str]:
@@ -176,6 +185,3 @@ def headline(summary: EntrySummary) -> str:
     half = f" +- {(s.ci[1] - s.ci[0]) / 2:.1f}" if s.ci else ""
     against = f"  {s.delta:+.1f} against {BASELINE_ID}" if s.delta is not None else ""
     return f"{summary.name}  overall {s.overall:.1f}{half} ({len(s.by_seed)} seeds){against}  {summary.verdict}"
-
-
-__all__ = ["reflect", "record", "facts", "headline", "load_attempts", "dump_yaml"]
