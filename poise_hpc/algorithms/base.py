@@ -97,10 +97,12 @@ class Algorithm:
 
     `state` is a small JSON-able dict that is checkpointed. `advantages` may change it (it runs once per training
     step, on the same data on every rank); `token_loss` only reads it.
+
+    `needs`, `reduction` and `zero_advantage_zero_loss` may be properties where a field decides.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()                    # subset of NEEDS; the rest is None
-    reduction: ClassVar[Reduction] = Reduction.SEQ_MEAN_TOKEN_MEAN   # may be a property, if a field decides
+    reduction: ClassVar[Reduction] = Reduction.SEQ_MEAN_TOKEN_MEAN
     mechanisms: ClassVar[tuple[Mechanism, ...]] = ()
     # True promises: where A == 0, token_loss and its gradient are exactly 0. The trainer then leaves such
     # completions out of forward and backward (they still count in Z). Checked before any training.

@@ -125,7 +125,8 @@ def k3(batch: PolicyBatch) -> Tensor:
 
 # -- the reduction -----------------------------------------------------------------------------------------------------
 
-def token_weights(reduction: Reduction, mask: Tensor, length: Tensor, keep: Tensor | None, max_length: int) -> tuple[Tensor, Tensor]:
+def token_weights(reduction: Reduction, mask: Tensor, length: Tensor, keep: Tensor | None,
+                  max_length: int) -> tuple[Tensor, Tensor]:
     """m (N, T) and z (), this part's share of Z: the loss is sum(m l) / Z, with z summed over all ranks and microbatches.
 
     `keep` (N,) bool, None for all; `max_length` in tokens, the longest allowed completion.
