@@ -155,7 +155,9 @@ def write(recipe: Recipe, context: Context) -> Draft:
     change = "; ".join(filter(None, (
         "with " + ", ".join(part.name for part in new) if new else "", "without " + ", ".join(gone) if gone else "",
         "tuned: " + ", ".join(moved) if moved else "")))
-    because = "it " + ", and ".join(part.effect for part in new) if new else "the simpler or retuned form keeps what works"
+    because = [f"{part.name} {part.effect}" for part in new]
+    because += [f"{', '.join(gone)} costs more here than it gives"] if gone and not new else []
+    because += ["published values need not fit this task's scale"] if moved and not (new or gone) else []
     remedies = sorted(symptoms(context) & {s for part in new for s in part.helps})
     description = [f"{context.parent.name} ({context.parent.id}) {change}.", "", "Formulas:"]
     description += [f"- {part.name}: {part.formula}" for part in declared(recipe)]
@@ -163,7 +165,7 @@ def write(recipe: Recipe, context: Context) -> Draft:
                     "Everything else is GRPO. The mechanisms were chosen by rules and chance, not by a model."]
     proposal = Proposal(
         name=name, parents=tuple(dict.fromkeys((context.parent.id, *_mates(recipe, parent, context)))),
-        hypothesis=f"{context.parent.name} {change} scores a higher Overall than {context.parent.name} itself, because {because}.",
+        hypothesis=f"{context.parent.name} {change}: a higher Overall than {context.parent.name} itself, because {'; '.join(because)}.",
         mechanisms=tuple(part.name for part in declared(recipe)), description="\n".join(description),
         expected_effect="Overall above the parent's" + (f"; fewer signs of {', '.join(remedies)}" if remedies else "") + ".",
         sources=tuple(dict.fromkeys(part.source for part in declared(recipe))), proposer="offline",

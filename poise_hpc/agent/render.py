@@ -36,9 +36,11 @@ def literal(value: object) -> str:
 
 
 def _docstring(recipe: Recipe, name: str) -> str:
-    lines = [f'"""{name}: GRPO with {", ".join(part.name for part in declared(recipe))}.', "", "Written by the offline proposer, which recombines published mechanisms.", ""]
+    wrap = textwrap.TextWrapper(WIDTH, subsequent_indent="    ", break_on_hyphens=False)
+    lines = wrap.wrap(f'"""{name}: GRPO with {", ".join(part.name for part in declared(recipe))}.')
+    lines += ["", "Written by the offline proposer, which recombines published mechanisms.", ""]
     for part in _chosen(recipe):
-        lines += textwrap.wrap(f"{part.name}: {part.formula} ({part.source})", WIDTH, subsequent_indent="    ", break_on_hyphens=False)
+        lines += wrap.wrap(f"{part.name}: {part.formula} ({part.source})")
     return "\n".join((*lines, "the rest: GRPO (Shao et al. 2024, arXiv:2402.03300)", '"""'))
 
 
