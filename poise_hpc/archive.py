@@ -335,10 +335,10 @@ class ArchiveView:
 
     def add(self, entry: Entry) -> EntrySummary:
         """Write the entry's record and show it; the index follows every INDEX_LAG records."""
-        row = summary(entry, write(self.campaign / "records" / f"{entry.id}.h5", entry))
+        row = self._remember(summary(entry, write(self.campaign / "records" / f"{entry.id}.h5", entry)))
         place = bisect.bisect_left(self.entries, candidate_number(row.id), key=lambda e: candidate_number(e.id))
         if not (place < len(self.entries) and self.entries[place].id == row.id):
-            self.entries.insert(place, self._remember(row))
+            self.entries.insert(place, row)
             self._unindexed += 1
         self.problems.pop(row.id, None)
         if self._unindexed >= INDEX_LAG:
@@ -356,8 +356,9 @@ class ArchiveView:
         self._unindexed = 0
 
     def _remember(self, row: EntrySummary) -> EntrySummary:
+        """The row as a later load will give it, down to the order of its dicts: who decides by it decides the same."""
         self._lines[row.id] = files.dumps(asdict(row))
-        return row
+        return _summary(json.loads(self._lines[row.id]))
 
 
 def rebuild(campaign: Path) -> ArchiveView:

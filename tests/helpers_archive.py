@@ -15,9 +15,10 @@ def score(overall: float, sd: float = 1.0, seeds: int = 4, benchmarks: dict[str,
     offsets = np.array([(-1.0) ** i for i in range(seeds)])
     spread = np.std(offsets - offsets.mean(), ddof=1) if seeds > 1 else 1.0
     values = overall + (offsets - offsets.mean()) * sd / spread
-    half = 3.0 * sd / np.sqrt(seeds)
-    return Score(overall, (overall - half, overall + half) if seeds > 1 else None, {str(i): float(v) for i, v in enumerate(values)},
-                 overall, {"0.5": overall - 5, "1.0": overall}, benchmarks or {"easy/acc@1": overall, "hard/pass@8": overall})
+    half = float(3.0 * sd / np.sqrt(seeds))
+    return Score(overall=overall, ci=(overall - half, overall + half) if seeds > 1 else None,
+                 by_seed={str(i): float(v) for i, v in enumerate(values)}, final=overall, curve={"1.0": overall, "0.5": overall - 5},
+                 benchmarks=benchmarks or {"hard/pass@8": overall, "easy/acc@1": overall})
 
 
 def row(id: str, overall: float | None, parents: tuple[str, ...] = (), mechanisms: tuple[str, ...] = (), *,
