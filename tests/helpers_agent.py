@@ -3,16 +3,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-import poise_hpc.algorithms
 from poise_hpc.agent.base import Context, Facts
 from poise_hpc.agent.package_text import show_package
 from poise_hpc.transcript import Reply
 from poise_hpc.types import EntrySummary, Outcome, Proposal, Reflection, Score
-
-GRPO_CODE = Path(poise_hpc.algorithms.__path__[0], "grpo.py").read_text().replace("from .", "from poise_hpc.algorithms.")
 
 CLIP_HIGHER_CODE = '''"""Clip-higher GRPO: the upper clip of the ratio is wider than the lower one.
 
@@ -52,6 +48,10 @@ class ClipHigher(Algorithm):
 
 ALGORITHM = ClipHigher()
 '''
+
+GRPO_CODE = (CLIP_HIGHER_CODE.replace("    clip_low: float = 0.2\n    clip_high: float = 0.28\n", "    clip: float = 0.2\n")
+             .replace("self.clip_low", "self.clip").replace("self.clip_high", "self.clip").replace("ClipHigher", "GRPO")
+             .replace('Mechanism("asymmetric-clip", "clipping", {"clip_high": 0.2})', 'Mechanism("symmetric-clip", "clipping")'))
 
 
 def score(overall: float, delta: float = 0.0) -> Score:

@@ -62,8 +62,8 @@ class LLMServer:
     def __init__(self, script: Sequence[Behaviour] | Callable[[dict[str, Any]], Behaviour]):
         self.requests: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
-        self.most_parallel = 0
-        self._parallel, self._lock, self._closing = 0, threading.Lock(), threading.Event()
+        self.parallel = 0  # requests in flight
+        self._lock, self._closing = threading.Lock(), threading.Event()
         self._script = script
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._http.daemon_threads = True
@@ -89,8 +89,7 @@ class LLMServer:
 
     def busy(self, change: int) -> None:
         with self._lock:
-            self._parallel += change
-            self.most_parallel = max(self.most_parallel, self._parallel)
+            self.parallel += change
 
     def wait_closed(self) -> None:
         self._closing.wait(60)
@@ -135,8 +134,7 @@ def _handler(server: LLMServer) -> type[BaseHTTPRequestHandler]:
             headers = {"Content-Type": "application/json", "Content-Length": str(len(body))} | (headers or {})
             self.send_response(code)
             for name, value in headers.items():
-                if name != "Date":
-                    self.send_header(name, value)
+                self.send_header(name, value)
             self.end_headers()
             self.wfile.write(body)
 

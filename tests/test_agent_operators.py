@@ -98,10 +98,10 @@ def test_a_taken_name_gets_the_id():
 
 
 def test_repair_shows_the_problems_and_takes_edits():
-    edit = "<<<<<<< SEARCH algorithm.py\n    clip: float = 0.2        # epsilon\n=======\n    clip: float = 0.1\n>>>>>>> REPLACE"
+    edit = "<<<<<<< SEARCH algorithm.py\n    clip: float = 0.2\n=======\n    clip: float = 0.1\n>>>>>>> REPLACE"
     llm = Scripted({"repair": [edit]})
     fixed = repair(llm, "c0003", CLIP_HIGHER, {"algorithm.py": GRPO_CODE}, ["advantages: NaN for equal rewards"])
-    assert fixed == {"algorithm.py": GRPO_CODE.replace("    clip: float = 0.2        # epsilon\n", "    clip: float = 0.1\n")}
+    assert fixed == {"algorithm.py": GRPO_CODE.replace("    clip: float = 0.2\n", "    clip: float = 0.1\n")}
     assert "- advantages: NaN for equal rewards" in llm.asked("repair")[0]
 
 

@@ -23,7 +23,7 @@ GOOD = '{"x": 1, "tags": ["a", "b"]}'
 @pytest.mark.parametrize("text", [
     GOOD,
     f"```json\n{GOOD}\n```",
-    f"Sure! Here {{it}} is:\n\n```\n{GOOD}\n```\nHope {{}} that helps.",
+    f"Sure! Instead of {{}}, here {{it}} is:\n\n```\n{GOOD}\n```\nHope {{}} that helps.",
     '{"x": 1, "tags": ["a", "b",],}',
     'The set {1, 2,} is "odd: {"x": 1, "tags": ["a", "b"]}',
 ], ids=["plain", "fenced", "prose", "trailing-commas", "odd-quote"])

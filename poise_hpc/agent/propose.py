@@ -94,7 +94,12 @@ def sift(proposals: list[Proposal], context: Context) -> tuple[list[Proposal], l
 
 
 def novelty(draft: Draft, context: Context) -> str | None:
-    """Why the draft repeats something visible or pending; None if it is new."""
+    """Why the draft repeats something visible or pending; None if it is new. Before there is code, stated
+    hyperparameters are compared with stated ones; code is compared when it is written."""
+    mine = (set(draft.proposal.mechanisms), draft.proposal.details.get("hyperparameters"))
+    for id, other in (*context.proposals.items(), *context.pending):
+        if mine[1] is not None and mine == (set(other.mechanisms), other.details.get("hyperparameters")):
+            return f"it has the mechanisms and the hyperparameters of {id} ({other.name})"
     return check_novelty(draft, context)
 
 
