@@ -1,207 +1,244 @@
-"""The static gate: what a candidate package may say, by its syntax trees. Nothing is imported or executed; no torch here.
+"""The static gate: reads a package's syntax trees, imports nothing, needs no torch.
 
-A gate against accidents and lazy cheating (reading the data, seeding the clock, patching torch), not a sandbox: whoever
-means to get around it can. What really holds is the isolation of the job that runs the code (`isolation.py`).
+It stops accidents (a forgotten file access, global state, randomness) and lazy cheating before any job. It is no
+sandbox: Python cannot be made safe by looking at it. Isolation is the job's (no network, no keys, no writable files).
 """
 from __future__ import annotations
 
 import ast
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
-ENTRY = "algorithm.py"
-FILE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\.py")
+from .load import read_package
 
-MODULES = frozenset({"torch", "torch.nn.functional", "math", "dataclasses", "typing", "__future__", "poise_hpc.algorithms"})
-OWN = "poise_hpc.algorithms"
-NOT_OWN = frozenset({"load", "gate", "checks", "seeds"})  # the machinery, not the mathematics
-
-# Refused as names, wherever they stand.
-NAMES = {name: why for why, names in {
-    "algorithms read and write nothing": "open print input breakpoint help",
-    "code is not made at run time": "exec eval compile",
-    "attributes are written as obj.name": "setattr delattr",
-    "scopes are not inspected": "globals locals vars",
-    "only Exception and its kinds are raised or caught": "BaseException SystemExit KeyboardInterrupt GeneratorExit exit quit",
-}.items() for name in names.split()}
-
-# Refused as attributes of anything (`torch.load`, `t.load`) and as imported names (`from torch import load`).
-ATTRIBUTES = {name: why for why, names in {
-    "algorithms read and write nothing": "load save from_file tofile fromfile hub serialization package export onnx",
-    "the framework owns ranks and devices": "distributed multiprocessing cuda backends",
-    "algorithms are plain tensor formulas": "ops classes library jit compile utils overrides register_hook",
-    "algorithms are deterministic": "rand rand_like randn randn_like randint randint_like randperm bernoulli bernoulli_ multinomial normal normal_ "
-                                    "uniform_ exponential_ random_ manual_seed seed random Generator dropout alpha_dropout",
-    "torch's settings are the framework's": "use_deterministic_algorithms set_default_dtype set_default_device set_grad_enabled "
-                                            "set_num_threads set_num_interop_threads set_printoptions set_flush_denormal set_rng_state",
-    "other modules are not reached through this one": "sys os builtins importlib inspect modules",
-}.items() for name in names.split()}
-
-DECORATORS = frozenset({"dataclass", "property", "staticmethod", "classmethod", "no_grad"})
-CONSTANT_CALLS = frozenset({"frozenset", "tuple", "float", "int", "range", "Mechanism", "TypeVar", "log", "sqrt", "exp", "field"})
-MUTABLE = (ast.List, ast.Dict, ast.Set, ast.ListComp, ast.DictComp, ast.SetComp, ast.GeneratorExp)
-DEFINITIONS = (ast.Import, ast.ImportFrom, ast.ClassDef, ast.FunctionDef, ast.Pass)
+MODULES = frozenset({"__future__", "dataclasses", "math", "torch", "torch.nn.functional", "typing"})
+OURS = "poise_hpc.algorithms"
+NOT_OURS = frozenset({"checks", "evidence", "gate", "load", "probes", "seeds"})  # they read files and import
+NAMES = frozenset((
+    "open exec eval compile globals locals vars input breakpoint print setattr delattr exit quit help id hash memoryview").split())
+# What torch, dataclasses, typing and our own modules let one reach: other modules, files, processes, global switches.
+REACHED = frozenset((
+    "abc accelerator ao autograd backends builtins classes collections compile compiler copy cpp cpu ctypes cuda contextlib "
+    "distributed export from_file from_numpy frombuffer functools futures fx glob hub importlib import_ir_module "
+    "import_ir_module_from_buffer inspect itertools jit keyword library load monitor mps mtia multiprocessing np operator ops "
+    "optim os overrides package platform profiler quantization re serialization save sparse storage sys testing "
+    "textwrap threading torch_version types utils version warnings windows xpu fork").split())
+RANDOM = frozenset((
+    "bernoulli bernoulli_ cauchy_ distributions dropout exponential_ geometric_ initial_seed log_normal_ manual_seed multinomial "
+    "normal normal_ poisson quasirandom rand rand_like randint randint_like randn randn_like random random_ randperm seed "
+    "uniform_").split())
+ATTRIBUTES = frozenset((
+    "backward data data_ptr dump f_back f_globals f_locals gi_frame grad_fn numpy register_hook requires_grad_ share_memory_ "
+    "tb_frame tofile untyped_storage").split())
+DECORATORS = frozenset({"dataclass", "property", "staticmethod", "classmethod"})
+CALLS = frozenset({"frozenset", "tuple", "float", "int", "field"})  # whose result may stand at module or class level
+FIX = "keep it in a dataclass field, or in `state`"
 
 
 @dataclass(frozen=True)
 class Finding:
     file: str
-    line: int      # from 1; 0: the file as a whole
-    rule: str      # "syntax" | "package" | "import" | "name" | "attribute" | "state" | "top-level"
+    line: int
+    rule: str     # slug
     message: str
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}: {self.rule}: {self.message}"
+        return f"{self.file}:{self.line} {self.rule}: {self.message}"
+
+
+def check_package(package_dir: Path) -> list[Finding]:
+    return check_files(read_package(package_dir))
 
 
 def check_files(files: Mapping[str, str]) -> list[Finding]:
-    """What the gate has against a package, file name -> text; [] if nothing."""
-    found = [] if ENTRY in files else [Finding(ENTRY, 0, "package", f"there is no {ENTRY}; it must define ALGORITHM")]
-    for name, text in sorted(files.items()):
-        if not FILE_NAME.fullmatch(name):
-            found.append(Finding(name, 0, "package", "a file is named like a Python module: letters, digits and _, then .py"))
-            continue
-        try:
-            tree = ast.parse(text)
-        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # ValueError: null bytes
-            found.append(Finding(name, getattr(error, "lineno", None) or 0, "syntax", getattr(error, "msg", None) or str(error)))
-            continue
-        modules = {n.removesuffix(".py") for n in files}
-        found += sorted({Finding(name, line, rule, message) for line, rule, message in _findings(tree, modules)},
-                        key=lambda f: (f.line, f.rule, f.message))
-        if name == ENTRY and not any(_target(node) == "ALGORITHM" for node in tree.body):
-            found.append(Finding(name, 0, "package", "ALGORITHM is not assigned at the top level; end the file with ALGORITHM = YourClass()"))
-    return found
+    """Findings of all files, by file and line; none means passed."""
+    if "algorithm.py" not in files:
+        return [Finding("algorithm.py", 0, "missing", f"a package needs algorithm.py; there is {', '.join(sorted(files)) or 'nothing'}")]
+    siblings = frozenset(name.removesuffix(".py") for name in files)
+    return [found for name in sorted(files) for found in _check(name, files[name], siblings)]
 
 
-Found = tuple[int, str, str]
+def _check(file: str, text: str, siblings: frozenset[str]) -> list[Finding]:
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError) as error:
+        return [Finding(file, getattr(error, "lineno", 0) or 0, "syntax", str(error))]
+    found = {(getattr(node, "lineno", 0), rule, message) for rules in (
+        _imports(tree, siblings), _names(tree), _attributes(tree), _level(tree, "module", _classes(tree)), _defaults(tree))
+        for node, rule, message in rules}
+    if file == "algorithm.py" and not any(_targets(n) == ["ALGORITHM"] for n in tree.body):
+        found.add((len(text.splitlines()), "no-algorithm", "must end with `ALGORITHM = X()`"))
+    return [Finding(file, *f) for f in sorted(found)]
 
 
-def _findings(tree: ast.Module, modules: set[str]) -> Iterator[Found]:
-    yield from _definitions(tree.body, "top-level")
+Rules = Iterator[tuple[ast.AST, str, str]]
+
+
+def _imports(tree: ast.Module, siblings: frozenset[str]) -> Rules:
+    allowed = f"allowed: {', '.join(sorted(MODULES))}, {OURS}.*, modules of the package (from .name import ...)"
     for node in ast.walk(tree):
-        for rule, message in _node(node, modules):
-            yield node.lineno, rule, message
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name not in MODULES and not _ours(alias.name):
+                    yield node, "import", f"`import {alias.name}`; {allowed}"
+                elif _ours(alias.name) and not alias.asname:
+                    yield node, "import", f"write `from {OURS} import ...`: `import {alias.name}` binds all of poise_hpc"
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            for alias in node.names:
+                full = f"{module}.{alias.name}".lstrip(".")
+                if alias.name == "*":
+                    yield node, "import", "`import *` hides what is imported; name it"
+                elif node.level:
+                    if node.level > 1 or full.split(".")[0] not in siblings:
+                        yield node, "import", f"`{'.' * node.level}{full}` is no module of the package"
+                elif not (module in MODULES or _ours(module) or full in MODULES or _ours(full)):
+                    yield node, "import", f"`from {module} import {alias.name}`; {allowed}"
+                elif full not in MODULES and not _ours(full) and (why := _reached(alias.name)):
+                    yield node, *why
+                elif module.startswith(OURS) and alias.name == "torch":
+                    yield node, "import", "import torch as such"
 
 
-def _node(node: ast.AST, modules: set[str]) -> Iterator[tuple[str, str]]:
-    match node:
-        case ast.Import(names=names):
-            yield from (("import", _refused(a.name)) for a in names if not _allowed(a.name))
-        case ast.ImportFrom():
-            yield from (("import", message) for message in _import_from(node, modules))
-        case ast.Name(id=name):
-            if name in NAMES:
-                yield "name", f"{name} may not be used: {NAMES[name]}"
-            elif name.startswith("__"):
-                yield "name", f"{name} may not be used: double underscores are Python's own"
-        case ast.Attribute():
-            yield from _attribute(node)
-        case ast.Call(func=ast.Name(id="getattr"), args=[_, ast.Constant(value=str(name)), *_]):
-            if message := _bad_attribute(name):
-                yield "attribute", message
-        case ast.Call(func=ast.Name(id="getattr")):
-            yield "name", "getattr needs a literal name"
-        case ast.Global(names=names):
-            yield "state", f"global {', '.join(names)}: what lasts belongs into the `state` dict"
-        case ast.ExceptHandler(type=None):
-            yield "name", "a bare except hides everything; name the exception"
-        case ast.FunctionDef(args=arguments) | ast.Lambda(args=arguments):
-            if any(isinstance(d, MUTABLE) for d in [*arguments.defaults, *arguments.kw_defaults]):
-                yield "state", "a mutable default argument lasts between calls; what lasts belongs into the `state` dict"
-        case ast.ClassDef(body=body):
-            for line, rule, message in _definitions(body, "class body"):
-                yield rule, f"line {line}: {message}" if line != node.lineno else message
-        case ast.AsyncFunctionDef() | ast.Await():
-            yield "name", "algorithms are not asynchronous"
+def _ours(module: str) -> bool:
+    return module.startswith(f"{OURS}.") and not NOT_OURS & set(module.split(".")[2:])
 
 
-# -- imports -----------------------------------------------------------------------------------------------------------
-
-def _allowed(module: str) -> bool:
-    head, _, own = module.rpartition(".")
-    return module in MODULES or (head == OWN and own not in NOT_OWN)
-
-
-def _refused(module: str) -> str:
-    return (f"{module} may not be imported; allowed are torch, torch.nn.functional, math, dataclasses, typing, __future__, "
-            f"{OWN}.* and the package's own files")
-
-
-def _import_from(node: ast.ImportFrom, modules: set[str]) -> Iterator[str]:
-    names = [a.name for a in node.names]
-    if "*" in names:
-        yield "name what is imported: import * hides it"
-    if node.level:
-        for target in [node.module] if node.module else names:
-            if node.level > 1 or target not in modules:
-                yield f"{'.' * node.level}{target} is no file of this package"
-        return
-    module = node.module or ""
-    for name in names:
-        full = f"{module}.{name}"
-        if not _allowed(module) and not _allowed(full):
-            yield _refused(module)
-        elif module == OWN and name in NOT_OWN:
-            yield _refused(full)
-        elif module != OWN and (message := _bad_attribute(name)) and module != "__future__":
-            yield message
-
-
-# -- attributes --------------------------------------------------------------------------------------------------------
-
-def _attribute(node: ast.Attribute) -> Iterator[tuple[str, str]]:
-    if not isinstance(node.ctx, ast.Load):
-        yield "state", f"{ast.unparse(node)} is assigned; objects stay as they are, what lasts belongs into the `state` dict"
-    if ast.unparse(node) == f"{OWN}.ops":
-        return
-    if message := _bad_attribute(node.attr, own=ast.unparse(node.value) in ("self", "cls")):
-        yield "attribute", message
-
-
-def _bad_attribute(name: str, own: bool = False) -> str | None:
-    if name.startswith("__"):
-        return f"{name} may not be used: double underscores are Python's own"
-    if name.startswith("_") and not own:
-        return f"{name} is private to its owner"
-    return f"{name} may not be used: {ATTRIBUTES[name]}" if name in ATTRIBUTES else None
-
-
-# -- definitions -------------------------------------------------------------------------------------------------------
-
-def _definitions(body: list[ast.stmt], where: str) -> Iterator[Found]:
-    """A module and a class hold definitions and constants, nothing that runs and nothing that lasts."""
-    for node in body:
-        if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
-            for decorator in node.decorator_list:
-                called = decorator.func if isinstance(decorator, ast.Call) else decorator
-                if (name := ast.unparse(called).rpartition(".")[2]) not in DECORATORS:
-                    yield node.lineno, "top-level", f"decorator {name}; allowed are {', '.join(sorted(DECORATORS))}"
-        if isinstance(node, DEFINITIONS) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):
-            continue
-        if isinstance(node, ast.AnnAssign) and node.value is None:  # a field without a default
-            continue
-        target = _target(node)
-        if target is None:
-            yield node.lineno, "top-level", f"`{ast.unparse(node).splitlines()[0][:60]}` runs when the {where.split()[0]} is read; only definitions may stand here"
-        elif not (target == "ALGORITHM" and where == "top-level") and not _constant(node.value):
-            yield node.lineno, "state", f"{target} is no constant; use a tuple or frozenset, or the `state` dict for what lasts"
-
-
-def _target(node: ast.AST) -> str | None:
-    """The name that an assignment gives, if it gives one."""
-    match node:
-        case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name), value=ast.expr()):
-            return name
+def _reached(name: str) -> tuple[str, str] | None:
+    if name in RANDOM:
+        return "random", f"`{name}`: an algorithm draws no random numbers; the same batch must give the same values"
+    if name in REACHED or name.endswith("Storage") or name.startswith(("set_", "use_deterministic", "_")):
+        return "reach", f"`{name}` leads to files, processes, other modules or global switches"
     return None
 
 
-def _constant(value: ast.expr) -> bool:
-    """Literals, tuples and names, and calls that make something immutable of them."""
-    if isinstance(value, ast.Call):
-        called = ast.unparse(value.func).rpartition(".")[2]
-        return called in CONSTANT_CALLS
-    if isinstance(value, MUTABLE):
+def _names(tree: ast.Module) -> Rules:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and node.id in NAMES:
+            yield node, "name", f"`{node.id}`: algorithms are pure, without input, output, reflection or execution of text"
+        elif isinstance(node, ast.Name) and _dunder(node.id):
+            yield node, "dunder", f"`{node.id}`"
+        elif isinstance(node, ast.FunctionDef) and _dunder(node.name) and node.name != "__post_init__":
+            yield node, "dunder", f"`def {node.name}`: only __post_init__ may be defined"
+        elif isinstance(node, ast.Global):
+            yield node, "global-state", f"`global {', '.join(node.names)}`; {FIX}"
+        elif isinstance(node, ast.AsyncFunctionDef | ast.Await):
+            yield node, "async", "nothing to wait for here"
+
+
+def _attributes(tree: ast.Module) -> Rules:
+    modules = _module_names(tree)
+    bases = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    getattr_names = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call) and _literal_getattr(node)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            if _dunder(node.attr):
+                yield node, "dunder", f"`.{node.attr}`"
+            elif node.attr in ATTRIBUTES or (node.attr in RANDOM and node.attr.endswith("_")):
+                yield node, "attribute", f"`.{node.attr}`: tensors are read, not rewired, dumped or filled with random numbers"
+            elif _root(node) in modules and (why := _reached(node.attr)):
+                yield node, *why
+            elif not isinstance(node.ctx, ast.Load):
+                yield node, "attribute-assignment", f"`.{node.attr} = ...` changes an object that others hold; {FIX}"
+        elif isinstance(node, ast.Name) and node.id in modules and id(node) not in bases and isinstance(node.ctx, ast.Load):
+            yield node, "reach", f"the module `{node.id}` as a value"
+        elif isinstance(node, ast.Name) and node.id == "getattr" and id(node) not in getattr_names:
+            yield node, "name", "`getattr` takes a literal name here"
+
+
+def _literal_getattr(node: ast.Call) -> bool:
+    if not (isinstance(node.func, ast.Name) and node.func.id == "getattr" and len(node.args) >= 2):
         return False
-    return all(_constant(child) for child in ast.iter_child_nodes(value) if isinstance(child, ast.expr))
+    name = node.args[1]
+    return (isinstance(name, ast.Constant) and isinstance(name.value, str) and not name.value.startswith("_")
+            and name.value not in ATTRIBUTES | REACHED | RANDOM)
+
+
+def _module_names(tree: ast.Module) -> set[str]:
+    """Names that are bound to a module by an import."""
+    names = {a.asname or a.name.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+    return names | {a.asname or a.name for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) for a in n.names
+                    if f"{n.module}.{a.name}" in MODULES or n.module == OURS or (n.level and not n.module)}
+
+
+def _root(node: ast.AST) -> str:
+    while isinstance(node, ast.Attribute):
+        node = node.value
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def _dunder(name: str) -> bool:
+    return name.startswith("__") and name.endswith("__")
+
+
+# -- module and class level: definitions and constants only ------------------------------------------------------------
+
+def _level(node: ast.Module | ast.ClassDef, where: str, classes: frozenset[str]) -> Rules:
+    for statement in node.body:
+        match statement:
+            case ast.Expr(value=ast.Constant()) | ast.Pass():
+                pass
+            case ast.Import() | ast.ImportFrom() if where == "module":
+                pass
+            case ast.FunctionDef():
+                yield from _decorators(statement)
+            case ast.ClassDef():
+                yield from _decorators(statement)
+                yield from _level(statement, "class", classes)
+            case ast.Assign(value=value) | ast.AnnAssign(value=value):
+                if value is not None and not _constant(value, classes):
+                    yield statement, "global-state", (f"`{ast.unparse(statement):.60}` at {where} level is no constant (number, string, "
+                                                      f"tuple, frozenset, an instance of an Algorithm or Mechanism); {FIX}")
+            case ast.If(test=ast.Name(id="TYPE_CHECKING"), orelse=[]) if all(isinstance(s, ast.Import | ast.ImportFrom)
+                                                                             for s in statement.body):
+                pass
+            case _:
+                yield statement, "side-effect", f"`{ast.unparse(statement):.60}` runs at {where} level; only definitions stand there"
+
+
+def _decorators(node: ast.FunctionDef | ast.ClassDef) -> Rules:
+    for decorator in node.decorator_list:
+        name = ast.unparse(decorator.func if isinstance(decorator, ast.Call) else decorator).split(".")[-1]
+        if name not in DECORATORS:
+            yield decorator, "decorator", f"`@{name}`; allowed: {', '.join(sorted(DECORATORS))}"
+
+
+def _classes(tree: ast.Module) -> frozenset[str]:
+    """Classes that may be called at module level: defined here, or imported from algorithm modules."""
+    defined = {n.name for n in tree.body if isinstance(n, ast.ClassDef)}
+    imported = {a.asname or a.name for n in tree.body if isinstance(n, ast.ImportFrom) and (n.level or _ours(n.module or ""))
+                for a in n.names if a.name[:1].isupper()}
+    return frozenset(defined | imported)
+
+
+def _constant(node: ast.expr, classes: frozenset[str]) -> bool:
+    match node:
+        case ast.Constant() | ast.Name() | ast.Subscript():  # a subscript is a type alias, or an element of a constant
+            return True
+        case ast.Attribute():
+            return bool(_root(node))
+        case ast.Tuple(elts=parts):
+            return all(_constant(p, classes) for p in parts)
+        case ast.Starred(value=value) | ast.UnaryOp(operand=value):
+            return _constant(value, classes)
+        case ast.BinOp(left=left, right=right):
+            return _constant(left, classes) and _constant(right, classes)
+        case ast.Call(func=ast.Name(id=name)):
+            return name in CALLS or name in classes
+        case ast.Call(func=ast.Attribute(value=ast.Name(id="math" | "dataclasses"))):
+            return True
+    return False
+
+
+def _defaults(tree: ast.Module) -> Rules:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.Lambda):
+            for default in [*node.args.defaults, *(d for d in node.args.kw_defaults if d)]:
+                if isinstance(default, ast.List | ast.Dict | ast.Set | ast.ListComp | ast.DictComp | ast.SetComp | ast.Call):
+                    yield default, "global-state", f"a mutable default value, `{ast.unparse(default):.60}`, outlives the call; {FIX}"
+
+
+def _targets(node: ast.stmt) -> list[str]:
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    return [t.id for t in targets if isinstance(t, ast.Name)]

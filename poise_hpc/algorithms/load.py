@@ -1,115 +1,121 @@
-"""A candidate package: its files, their hashes, and its algorithm.
+"""Candidate packages: a flat folder of Python files, `algorithm.py` first, which defines a module-level `ALGORITHM`.
 
-A package is a folder with `algorithm.py`, which defines ALGORITHM, and further modules beside it (`from .helpers import f`).
-Whatever else lies in the folder is not part of it. `load` executes candidate code: in jobs only.
+Needs no torch before `load`: the controller writes manifests, jobs load. Other files in the folder (proposal, status,
+attempts) are not the package's. The text that was read is what is run: no bytecode cache is read or written.
 """
 from __future__ import annotations
 
 import hashlib
 import importlib
+import importlib.abc
+import importlib.machinery
 import itertools
 import sys
 import traceback
+import types
 from collections.abc import Mapping, Sequence
-from importlib.abc import InspectLoader, MetaPathFinder
-from importlib.machinery import ModuleSpec
-from importlib.util import spec_from_loader
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 from ..types import CandidateError
-from . import gate
+from . import seeds
 
 if TYPE_CHECKING:
-    from .base import Algorithm  # torch: not on the login node
+    from .base import Algorithm
 
-MAX_FILES, MAX_BYTES = 32, 256 * 1024  # per package; per file
-FRAMES = 6                             # of a traceback that are shown
-
-_number = itertools.count()  # of packages loaded by this process
-
-
-def manifest(package: Path) -> dict[str, str]:
-    """SHA-256 of each of the package's files, by name."""
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(package.glob("*.py")) if path.is_file()}
+MAX_FILES = 32
+MAX_BYTES = 200_000  # of one file
+_serial = itertools.count()
 
 
-def sources(package: Path) -> dict[str, str]:
-    """The package's files, name -> text; CandidateError if it has other than ordinary UTF-8 files of a reasonable size."""
-    paths = sorted(package.glob("*.py"))
+def read_package(package_dir: Path) -> dict[str, str]:
+    """File name -> text of every module of the package; CandidateError for what is not one."""
+    paths = sorted(package_dir.glob("*.py"))
+    if not (package_dir / "algorithm.py").exists():
+        found = ", ".join(repr(p.name) for p in paths[:5]) or "no Python file"
+        raise _unreadable(f"algorithm.py is missing in {package_dir}; found {found}")
     if len(paths) > MAX_FILES:
-        raise CandidateError("package", f"{package} has {len(paths)} Python files; at most {MAX_FILES} are allowed")
-    return {path.name: _read(path) for path in paths}
+        raise _unreadable(f"{len(paths)} Python files; at most {MAX_FILES} make a package")
+    return {path.name: _read(path, package_dir.resolve()) for path in paths}
 
 
-def _read(path: Path) -> str:
-    if path.is_symlink() or not path.is_file():
-        raise CandidateError("package", f"{path.name} is no ordinary file; copy what it stands for into the package")
-    if (size := path.stat().st_size) > MAX_BYTES:
-        raise CandidateError("package", f"{path.name} has {size} bytes; at most {MAX_BYTES} are allowed")
-    try:
-        return path.read_bytes().decode()
-    except UnicodeDecodeError as error:
-        raise CandidateError("package", f"{path.name} is not UTF-8 ({error}); save it as UTF-8") from None
+def manifest(package_dir: Path) -> dict[str, str]:
+    """File name -> sha256 of its bytes."""
+    return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in read_package(package_dir).items()}
 
 
-def load(package: Path) -> Algorithm:
-    """The package's ALGORITHM; CandidateError if the gate refuses it or its code fails.
+def write_seed_package(name: str, package_dir: Path) -> None:
+    """A seed as a candidate package of its own."""
+    package_dir.mkdir(parents=True, exist_ok=True)
+    (package_dir / "algorithm.py").write_text(seeds.source(name))
 
-    Each call makes modules of its own, so that several packages, or two versions of one, live in one process.
+
+def load(package_dir: Path) -> Algorithm:
+    """The package's ALGORITHM. Imports run; whatever they raise is a CandidateError with the candidate's own frames.
+
+    Every call makes modules of its own, so that two packages, or two versions of one, live side by side.
     """
     from .base import Algorithm
 
-    files = sources(package)
-    if found := gate.check_files(files):
-        raise CandidateError("gate", "\n".join(map(str, found)))
-    name = f"poise_candidate_{next(_number)}"
-    finder = Package(name, package, files)
-    sys.meta_path.append(finder)  # stays: an import inside a function comes later
+    package = f"poise_candidate_{next(_serial)}"
+    finder = _Finder(package, package_dir.resolve(), read_package(package_dir))
+    sys.modules[package] = root = types.ModuleType(package)
+    root.__path__ = []  # a package, whose modules only the finder knows
+    sys.meta_path.insert(0, finder)
     try:
-        algorithm = importlib.import_module(f"{name}.{gate.ENTRY.removesuffix('.py')}").ALGORITHM
-    except Exception as error:
-        sys.meta_path.remove(finder)
-        for module in [m for m in sys.modules if m == name or m.startswith(f"{name}.")]:
-            del sys.modules[module]
-        raise CandidateError("import", f"{package.name} cannot be imported: {explain(error)}") from error
+        module = importlib.import_module(f"{package}.algorithm")
+    except (Exception, SystemExit) as error:  # candidate code ran: the blame is set here
+        raise CandidateError("import-failed", blame(error, package_dir)) from error
+    algorithm = getattr(module, "ALGORITHM", None)
     if not isinstance(algorithm, Algorithm):
-        raise CandidateError("import", f"ALGORITHM is of type {type(algorithm).__name__}; an instance of a subclass of "
-                             "poise_hpc.algorithms.base.Algorithm was wanted")
+        raise CandidateError("no-algorithm", "algorithm.py must end with `ALGORITHM = X()`, an instance of a subclass of "
+                                             f"poise_hpc.algorithms.base.Algorithm; its ALGORITHM is {algorithm!r:.100}")
     return algorithm
 
 
-class Package(MetaPathFinder, InspectLoader):
-    """Imports one package's modules from the text that the gate has read: no byte code, no other file, no second look."""
+def blame(error: BaseException, package_dir: Path) -> str:
+    """The exception and the candidate's own lines that led to it, outermost first."""
+    folder = package_dir.resolve()
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).parent == folder]
+    lines = [f"  {Path(f.filename).name}:{f.lineno} in {f.name}: {f.line}" for f in frames[-6:]]
+    return "\n".join([f"{type(error).__name__}: {error}"[:2000], *lines])
 
-    def __init__(self, name: str, folder: Path, files: Mapping[str, str]):
-        self.name, self.folder = name, folder
-        self.files = {f"{name}.{file.removesuffix('.py')}": (file, text) for file, text in files.items()}
 
-    def find_spec(self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        if fullname != self.name and fullname not in self.files:
-            return None
-        return spec_from_loader(fullname, self, origin=self.get_filename(fullname), is_package=self.is_package(fullname))
+class _Finder(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
+    """Imports the modules of one package from text that was read before."""
 
-    def is_package(self, fullname: str) -> bool:
-        return fullname == self.name
+    def __init__(self, package: str, folder: Path, files: Mapping[str, str]):
+        self.files = {f"{package}.{name.removesuffix('.py')}": (str(folder / name), text) for name, text in files.items()}
 
-    def get_filename(self, fullname: str) -> str:
-        return str(self.folder) if fullname == self.name else str(self.folder / self.files[fullname][0])
+    def find_spec(self, fullname: str, path: Sequence[str] | None = None,
+                  target: types.ModuleType | None = None) -> importlib.machinery.ModuleSpec | None:
+        return importlib.machinery.ModuleSpec(fullname, self) if fullname in self.files else None
 
     def get_source(self, fullname: str) -> str:
-        return "" if fullname == self.name else self.files[fullname][1]
+        return self.files[fullname][1]
 
-    def get_code(self, fullname: str) -> object:
-        return self.source_to_code(self.get_source(fullname), self.get_filename(fullname))
+    def get_code(self, fullname: str) -> types.CodeType:
+        filename, text = self.files[fullname]
+        return compile(text, filename, "exec", dont_inherit=True)
 
-
-def explain(error: BaseException) -> str:
-    """An exception of candidate code: what it is, and where, without the frames of those who called."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<frozen") and Path(f.filename) not in CALLERS]
-    where = "".join(f"\n  {Path(f.filename).name}:{f.lineno} in {f.name}: {f.line}" for f in frames[-FRAMES:])
-    return f"{type(error).__name__}: {error}{where}"
+    def is_package(self, fullname: str) -> bool:
+        return False
 
 
-CALLERS = (Path(__file__), Path(__file__).with_name("checks.py"), Path(importlib.__file__))
+def _read(path: Path, folder: Path) -> str:
+    if not path.stem.isidentifier():
+        raise _unreadable(f"{path.name!r} is no module name; letters, digits and underscores are")
+    if path.resolve().parent != folder:
+        raise _unreadable(f"{path.name} leads out of the package, to {path.resolve()}")
+    if not path.is_file():
+        raise _unreadable(f"{path.name} is not a file")
+    if (size := path.stat().st_size) > MAX_BYTES:
+        raise _unreadable(f"{path.name} has {size} bytes; at most {MAX_BYTES} are read")
+    try:
+        return path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise _unreadable(f"{path.name} is not UTF-8: {error}") from None
+
+
+def _unreadable(message: str) -> CandidateError:
+    return CandidateError("unreadable-package", message)
