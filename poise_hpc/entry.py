@@ -1,0 +1,97 @@
+"""An archive entry in memory, and how its tables are built from a candidate's files. `archive` writes and reads it."""
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .types import Outcome, PoiseError
+
+EVALUATION_ROW = np.dtype([  # one (training seed, snapshot, benchmark, problem)
+    ("seed", "<i4"), ("at", "<f8"), ("benchmark", "S32"), ("problem", "S64"), ("n", "<i4"), ("correct", "<i4"),
+    ("valid", "<i4"), ("truncated", "<i4"), ("mean_length", "<f4")])
+COMPLETION_ROW = np.dtype([  # one completion: tokens[start : start + length]
+    ("seed", "<i4"), ("at", "<f8"), ("benchmark", "S32"), ("problem", "S64"), ("sample", "<i4"),
+    ("start", "<i8"), ("length", "<i4")])
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """Everything of one candidate; enough to run it again. S training seeds, K curves, T training steps."""
+
+    id: str
+    name: str
+    parents: tuple[str, ...]
+    proposer: str
+    proposal: dict[str, Any]                # types.Proposal
+    outcome: Outcome
+    cause: str                              # "" when it succeeded
+    message: str
+    created: str                            # ISO 8601, UTC
+    config: str                             # the campaign's resolved config, YAML
+    code: dict[str, str]                    # file name -> text: the whole package
+    seeds: tuple[int, ...]                  # training seeds, in the order of `curve_values`
+    versions: dict[str, str]                # package -> version
+    hashes: dict[str, str]                  # "model", "data", "code", ... -> sha256
+    pick: dict[str, Any] = field(default_factory=dict)              # why this parent: selection.acquisition.Pick
+    checks: list[dict[str, Any]] = field(default_factory=list)      # name, passed, message, seconds
+    attempts: list[dict[str, Any]] = field(default_factory=list)    # stage, seed, number, outcome, cause, run_seconds, job_id, host
+    timings: dict[str, Any] = field(default_factory=dict)           # summed seconds
+    score: dict[str, Any] | None = None     # types.Score; None when it failed
+    behaviour: dict[str, float] = field(default_factory=dict)       # condensed training curves
+    reflection: dict[str, Any] = field(default_factory=dict)        # types.Reflection
+    curve_names: tuple[str, ...] = ()       # (K,)
+    curve_steps: np.ndarray = field(default_factory=lambda: np.zeros(0, "<i8"))            # (T,) training step, from 1
+    curve_values: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0), "<f8"))   # (S, K, T) NaN: not there
+    evaluations: np.ndarray = field(default_factory=lambda: np.zeros(0, EVALUATION_ROW))   # rows of EVALUATION_ROW
+    completion_tokens: np.ndarray = field(default_factory=lambda: np.zeros(0, "<u2"))      # flat uint16 or uint32
+    completion_index: np.ndarray = field(default_factory=lambda: np.zeros(0, COMPLETION_ROW))
+
+
+SCALARS = ("id", "name", "parents", "proposer", "proposal", "outcome", "cause", "message", "created", "seeds", "versions",
+           "hashes", "pick", "checks", "attempts", "timings", "score", "behaviour", "reflection", "curve_names")
+
+
+def evaluation_table(elements: Iterable[tuple[int, Mapping[str, Any]]]) -> np.ndarray:
+    """Rows of EVALUATION_ROW from (training seed, evaluation element) pairs, as `evaluation.job` writes elements."""
+    rows = []
+    for seed, e in elements:
+        counts = zip(e["problem_ids"], e["correct"], e["valid"], e["truncated"], e["mean_length"], strict=True)
+        for problem, correct, valid, truncated, length in counts:
+            rows.append((seed, float(e["at"]), _name(e["benchmark"], 32), _name(problem, 64), e["n"], correct, valid, truncated, length))
+    return np.array(rows, EVALUATION_ROW)
+
+
+def completion_tables(completions: Iterable[tuple[int, float, str, Any, int, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """(flat tokens, rows of COMPLETION_ROW) from (training seed, at, benchmark, problem, sample, token ids)."""
+    rows, parts, start = [], [], 0
+    for seed, at, benchmark, problem, sample, tokens in completions:
+        rows.append((seed, float(at), _name(benchmark, 32), _name(problem, 64), sample, start, len(tokens)))
+        parts.append(np.asarray(tokens, "<u4"))
+        start += len(tokens)
+    flat = np.concatenate(parts) if parts else np.zeros(0, "<u2")
+    return flat.astype("<u4" if flat.size and flat.max() > 0xFFFF else "<u2"), np.array(rows, COMPLETION_ROW)
+
+
+def curve_table(rows_by_seed: Mapping[int, Iterable[Mapping[str, Any]]]) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
+    """(names (K,), steps (T,), values (S, K, T)) from curves.jsonl rows of each seed; what a row lacks is NaN."""
+    rows = {seed: list(r) for seed, r in rows_by_seed.items()}
+    names = sorted({k for r in rows.values() for row in r for k, v in row.items() if k != "step" and isinstance(v, (int, float))})
+    steps = sorted({int(row["step"]) for r in rows.values() for row in r})
+    column, place = {n: i for i, n in enumerate(names)}, {t: i for i, t in enumerate(steps)}
+    values = np.full((len(rows), len(names), len(steps)), np.nan)
+    for s, seed_rows in enumerate(rows.values()):
+        for row in seed_rows:
+            for name in column.keys() & row.keys():
+                if row[name] is not None:
+                    values[s, column[name], place[int(row["step"])]] = row[name]
+    return tuple(names), np.array(steps, "<i8"), values
+
+
+def _name(value: Any, width: int) -> bytes:
+    raw = str(value).encode()
+    if len(raw) > width:
+        raise PoiseError(f"the archive stores names of at most {width} bytes, got {len(raw)}: {value!r}. Shorten it")
+    return raw
