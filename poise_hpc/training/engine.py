@@ -37,7 +37,7 @@ def _quiet_import() -> Any:
     import deepspeed.ops
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", message=".*reduce_scatter_tensor.*deprecated")
+    warnings.filterwarnings("ignore", message=r"`torch.distributed\.\w+` is deprecated")
     # Otherwise the first `initialize` on a CPU compiles a communication op for a minute, and needs g++.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed

@@ -79,7 +79,10 @@ def make_trainer(config: Config, job: dict[str, Any], ranks: Any) -> Any:
     transformers.utils.logging.disable_progress_bar()
 
     def policy() -> Policy:
-        model = transformers.AutoModelForCausalLM.from_pretrained(job["model"], dtype=getattr(torch, config.model.dtype))
+        model, info = transformers.AutoModelForCausalLM.from_pretrained(
+            job["model"], dtype=getattr(torch, config.model.dtype), output_loading_info=True)
+        if info["missing_keys"]:  # transformers would go on with random values
+            raise PoiseError(f"the model {job['model']} lacks {', '.join(sorted(info['missing_keys'])[:5])}: it is not whole")
         return Policy(model, config.rollout.temperature, config.train.share_prompt)
 
     algorithm = load(Path(job["package"]))

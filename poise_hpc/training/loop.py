@@ -79,14 +79,14 @@ class Trainer:
 
     def sample(self, step: int, round: int, count: int, clock: metrics.Stopwatch) -> StepBatch:
         """`count` fresh prompts, completed and graded: each rank does its share, all ranks get the whole."""
-        config, error, part = self.config.rollout, None, None
+        config, error, part, model = self.config.rollout, None, None, self.engine.full_model()
         first = (round * self.config.train.steps + step) * config.prompts  # rounds draw from ranges of their own
         mine = range(count)[self.ranks.rank * count // self.ranks.world:(self.ranks.rank + 1) * count // self.ranks.world]
         try:
             with clock("rollout"):
                 problems = [self.task.train_problem(self.seed, first + i) for i in mine]
                 if problems:
-                    self.sampler.load_weights(self.engine.full_model())
+                    self.sampler.load_weights(model)
                     drawn = self.sampler.generate(
                         [p.prompt for p in problems], config.group_size, temperature=config.temperature,
                         max_new_tokens=self.task.max_new_tokens, eos_id=self.task.eos_id, pad_id=self.task.pad_id,
@@ -156,20 +156,20 @@ class Trainer:
             with clock("forward"):
                 logp, entropy = self.forward(self.engine, batch, part, "entropy" in self.algorithm.needs)
             with clock("loss"):
-                seed = torch.zeros_like(logp), None
+                dJ = torch.zeros_like(logp), None
                 if not filler and error is None:
                     try:
                         policy_batch = self.policy_batch(batch, A, part, logp, entropy)
                         w = W[part, :logp.shape[1]].to(logp.device)
                         g = candidate.loss_gradient(self.algorithm, policy_batch, w, self.state)
-                        seed, loss = (g.logp, g.entropy), loss + g.loss
+                        dJ, loss = (g.logp, g.entropy), loss + g.loss
                         if epoch == train.epochs - 1:
                             drift += metrics.drift(logp.detach(), policy_batch.logp_old, w != 0)
                     except CandidateError as failure:
                         error = failure
             with clock("backward"):
-                surrogate = (logp * seed[0]).sum()   # its gradient with respect to theta is that of J
-                self.engine.backward(surrogate if seed[1] is None else surrogate + (entropy * seed[1]).sum())
+                surrogate = (logp * dJ[0]).sum()     # its gradient with respect to theta is that of J
+                self.engine.backward(surrogate if dJ[1] is None else surrogate + (entropy * dJ[1]).sum())
         self.ranks.agree(error)
         with clock("optimizer"):
             norm = self.engine.step(train.learning_rate * min(1.0, (step + 1) / max(1, train.warmup_steps)))
