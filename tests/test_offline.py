@@ -14,9 +14,10 @@ from poise_hpc.agent.offline import OfflineProposer, failed_pairs, part_weights,
 from poise_hpc.agent.recipe import SEEDS, declared, make, of_proposal, sound
 from poise_hpc.agent.reflect import SYMPTOMS
 from poise_hpc.agent.render import render
+from poise_hpc.algorithms import seeds
 from poise_hpc.algorithms.base import PolicyBatch, RolloutBatch
 from poise_hpc.algorithms.checks import run_checks
-from poise_hpc.algorithms.gate import gate
+from poise_hpc.algorithms.gate import check_files
 from poise_hpc.selection.references import Reference
 from poise_hpc.types import Reflection
 
@@ -25,7 +26,7 @@ OPTIONS = [part for slot in catalogue.SLOTS for part in catalogue.choices(slot)]
 
 def recipe_with(part: catalogue.Part):
     """The smallest sound recipe that has the part."""
-    company = ["gated-length"] if part.wants_shaping else ["no-std"] if "group-std" in part.conflicts else []
+    company = ["overlong-penalty"] if part.wants_shaping else ["no-std"] if "group-std" in part.conflicts else []
     return make([part.name, *company])
 
 
@@ -52,7 +53,7 @@ def test_every_part_renders_and_passes_gate_and_checks(part):
     recipe = recipe_with(part)
     assert sound(recipe)
     text = render(recipe, "T-GRPO")
-    assert gate({"algorithm.py": text}) == []
+    assert check_files({"algorithm.py": text}) == []
     assert passes(text) == []
 
 
@@ -114,7 +115,9 @@ def test_by_hand_opo_and_maxrl():
 
 def test_seeds_are_sound_recipes():
     for name, names in SEEDS.items():
-        assert not names or sound(make(names)), name
+        alone = name in ("GRPO", "CONDITIONAL-NORMALIZATION")  # the empty recipe; without effect on plain rewards
+        assert sound(make(names)) != alone, name
+        assert name.lower().replace("-", "_") in seeds.SEEDS
 
 
 # -- proposals ---------------------------------------------------------------------------------------------------------
@@ -147,7 +150,7 @@ def test_proposals_state_what_they_test(grown):
 def test_proposals_pass_gate_and_checks(grown):
     _, drafts = grown
     for draft in drafts:
-        assert gate(draft.files) == [], draft.proposal.name
+        assert check_files(draft.files) == [], draft.proposal.name
     for draft in drafts[::7]:
         assert passes(draft.files["algorithm.py"]) == [], draft.proposal.name
 

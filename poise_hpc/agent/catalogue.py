@@ -21,6 +21,7 @@ SLOTS: dict[str, tuple[str, str]] = {
     "statistics": ("masking", ""),
     "baseline": ("advantage", "group-mean"),
     "normalization": ("normalization", "group-std"),
+    "shaping": ("length", ""),
     "weighting": ("advantage", ""),
     "keep": ("masking", ""),
     "ratio": ("ratio", "token-ratio"),
@@ -30,7 +31,7 @@ SLOTS: dict[str, tuple[str, str]] = {
     "entropy": ("entropy", ""),
     "reduction": ("reduction", "sequence-mean"),
 }
-IN_ADVANTAGES = ("reward", "statistics", "baseline", "normalization", "weighting", "keep")
+IN_ADVANTAGES = ("reward", "statistics", "baseline", "normalization", "shaping", "weighting", "keep")
 IN_TOKEN_LOSS = ("ratio", "clipping", "trust", "kl", "entropy")
 
 
@@ -52,7 +53,7 @@ class Part:
     source: str                       # "DAPO, Yu et al. 2025, arXiv:2503.14476"
     formula: str
     effect: str                       # completes "... because it ..."
-    code: str = ""                    # lines of its place in the algorithm; `{live}` stands for the statistics mask
+    code: str = ""                    # lines of its place in the algorithm; `{live}` and `{std}` are filled in by `render`
     knobs: tuple[Knob, ...] = ()
     off: dict[str, Any] = field(default_factory=dict)  # knob values without it; "=x" copies knob x; empty: a bool field
     helps: tuple[str, ...] = ()       # symptoms (reflect.SYMPTOMS) that it is a remedy for

@@ -9,9 +9,10 @@ CROSS_GROUP = frozenset({"group-std", "analytic-variance", "conditional-normaliz
 SELECTION = (
     Part(
         "dynamic-sampling", "selection", "DS", "DAPO, Yu et al. 2025, arXiv:2503.14476",
-        "train on groups with max R > min R only",
+        "train on groups with 0 < pass rate < 1 only",
         "drops groups that carry no gradient and keeps the effective batch full of informative ones",
-        code="keep[g[group_std(R, g) > 0]] = True",
+        code='p = pass_rate(rollouts.components["correct"], g)\n'
+             "keep[g] = (p > 0) & (p < 1)",
         helps=("zero-variance", "no-learning"),
     ),
     Part(
@@ -19,7 +20,7 @@ SELECTION = (
         "train on groups with low <= pass rate <= high",
         "spends the batch on problems of intermediate difficulty, where the reward variance is largest",
         code='p = pass_rate(rollouts.components["correct"], g)\n'
-             "keep[g[(p >= self.band_low) & (p <= self.band_high)]] = True",
+             "keep[g] = (p >= self.band_low) & (p <= self.band_high)",
         knobs=(Knob("band_low", 0.1, (0.05, 0.1), "smallest pass rate of a group to train on"),
                Knob("band_high", 0.8, (0.7, 0.8, 0.9), "largest pass rate")),
         off={"band_low": 0.0, "band_high": 1.0},
@@ -37,19 +38,6 @@ REWARD = (
         knobs=(Knob("overlong_weight", 1.0, (0.25, 0.5, 1.0), "penalty at the limit"),
                Knob("overlong_buffer", 0.2, (0.2, 0.4), "share of the limit over which it grows")),
         off={"overlong_weight": 0.0},
-        helps=("length-explosion", "truncation"),
-    ),
-    Part(
-        "gated-length", "reward", "GATEDLEN", "correctness-first efficiency shaping, POISE, Xia et al. 2026, arXiv:2603.23951",
-        "R <- R - weight * 1[pass rate >= gate] * 1[correct] * (|y| - mean |y|) / L_max",
-        "shortens only where the group already solves the problem, so that brevity never competes with correctness",
-        code='correct = (rollouts.components["correct"] > 0).float()\n'
-             "L = rollouts.length.float() / rollouts.max_length\n"
-             "solved = (pass_rate(correct, g) >= self.length_gate).float()\n"
-             "R = R - self.length_weight * solved * correct * (L - group_mean(L, g))",
-        knobs=(Knob("length_weight", 0.2, (0.1, 0.2, 0.5), "reward per share of the limit"),
-               Knob("length_gate", 0.5, (0.5, 0.75, 1.0), "pass rate from which length counts")),
-        off={"length_weight": 0.0},
         helps=("length-explosion", "truncation"),
     ),
     Part(
@@ -98,7 +86,9 @@ STATISTICS = (
         "validity-masking", "statistics", "VM", "POISE, Xia et al. 2026, arXiv:2603.23951 (exact formula not published)",
         "group statistics over completions with a parseable answer only",
         "keeps broken formats from moving the baseline that well-formed answers are compared with",
-        code="live = rollouts.valid | (not self.validity_masking)",
+        code="live = rollouts.valid | (not self.validity_masking)\n"
+             "# invalid ones in units of the whole group: the std of valid ones is 0 when these are all right\n"
+             "spread = torch.where(live, group_std(R, g, live), group_std(R, g))",
         helps=("validity-loss",),
     ),
 )
@@ -140,10 +130,9 @@ BASELINE = (
         helps=("entropy-collapse",),
     ),
     Part(
-        "maxrl", "baseline", "MAXRL", "MaxRL, 2026, arXiv:2602.02710", "A = (R - mean R) / mean R",
+        "maxrl", "baseline", "MAXRL", "MaxRL, 2026, arXiv:2602.02710", "A = (R - mean R) / max(mean R, 1 / G)",
         "scales with 1 / pass rate, so that the first successes on a hard prompt weigh most",
-        code="mean = group_mean(R, g)\nA = (R - mean) / mean.clamp(min=self.mean_floor)",
-        knobs=(Knob("mean_floor", 0.05, (0.02, 0.05, 0.1), "smallest mean reward that is divided by"),),
+        code="mean = group_mean(R, g)\nA = (R - mean) / torch.maximum(mean, 1 / group_size(g))",
         implies={"normalization": "no-std"}, conflicts=frozenset({"validity-masking"}),
         helps=("no-learning", "zero-variance"),
     ),
@@ -165,7 +154,7 @@ BASELINE = (
              "A = torch.where(s > 0, A / s.clamp(min=1e-3), 0.0)",
         knobs=(Knob("pass_k", 4, (2, 3, 4), "k, at most half the group"),),
         implies={"normalization": "no-std"},
-        conflicts=frozenset({"validity-masking", "overlong-penalty", "gated-length", "kimi-length", "solve-rate-length", "unlikeliness"}),
+        conflicts=frozenset({"validity-masking", "overlong-penalty", "kimi-length", "solve-rate-length", "unlikeliness"}),
         helps=("entropy-collapse", "no-learning"),
     ),
     Part(
@@ -202,12 +191,12 @@ NORMALIZATION = (
     Part(
         "group-std", "normalization", "", "GRPO, Shao et al. 2024, arXiv:2402.03300", "A <- A / (std R + floor)",
         "gives every group the same scale",
-        code="A = A / (group_std(R, g{live}) + self.std_floor)", knobs=(STD_FLOOR,),
+        code="A = A / ({std} + self.std_floor)", knobs=(STD_FLOOR,),
     ),
     Part(
         "no-std", "normalization", "NOSTD", "Dr.GRPO, Liu et al. 2025, arXiv:2503.20783", "A is not divided by std R",
         "removes the bias towards prompts that are nearly always or nearly never solved",
-        code="if self.divide_by_std:\n    A = A / (group_std(R, g{live}) + self.std_floor)",
+        code="if self.divide_by_std:\n    A = A / ({std} + self.std_floor)",
         knobs=(Knob("divide_by_std", False, (False,), "GRPO divides, this does not"), STD_FLOOR),
         off={"divide_by_std": True},
         helps=("gradient-spike",),
@@ -221,31 +210,50 @@ NORMALIZATION = (
     ),
     Part(
         "analytic-variance", "normalization", "AV", "POISE, Xia et al. 2026, arXiv:2603.23951 (exact formula not published)",
-        "A <- A / sqrt(p (1 - p) + floor), p the group's pass rate",
+        "A <- A / (p (1 - p))^exponent, p = (K + prior) / (G + 2 prior), K right of G",
         "scales by the variance of correctness, not of the whole reward, so that a sparse success keeps a strong gradient",
-        code='p = pass_rate(rollouts.components["correct"], g{live})\n'
-             "A = A / (p * (1 - p) + self.variance_floor).sqrt()",
-        knobs=(Knob("variance_floor", 0.02, (0.01, 0.02, 0.05), "added to p (1 - p)"),),
+        code="G = group_size(g{live})\n"
+             'p = (pass_rate(rollouts.components["correct"], g{live}) * G + self.prior) / (G + 2 * self.prior)\n'
+             "A = A / (p * (1 - p)) ** self.exponent",
+        knobs=(Knob("prior", 1.0, (0.5, 1.0, 2.0), "pseudo-counts of a right and of a wrong completion"),
+               Knob("exponent", 0.5, (0.5, 1.0), "of the variance")),
         helps=("no-learning", "reward-hacking"),
     ),
     Part(
         "smoothed-std", "normalization", "SMOOTH", "between GRPO, arXiv:2402.03300, and Dr.GRPO, arXiv:2503.20783",
         "A <- A / (std R + c)",
         "keeps the scale of a group from blowing up when one completion differs",
-        code="A = A / (group_std(R, g{live}) + self.std_smoothing)",
+        code="A = A / ({std} + self.std_smoothing)",
         knobs=(Knob("std_smoothing", 0.25, (0.1, 0.25, 0.5), "c, in units of reward"),),
         helps=("gradient-spike", "kl-spike"),
     ),
     Part(
         "conditional-normalization", "normalization", "CN", "POISE, Xia et al. 2026, arXiv:2603.23951 (exact formula not published)",
-        "A <- A / (std R + floor) in mixed groups, c A where all are right or all are wrong",
+        "A <- A / (std R + floor) in mixed groups, wrong_scale A where all are wrong, right_scale A where all are right",
         "does not blow small shaping differences up to full scale where correctness cannot tell completions apart",
         code='p = pass_rate(rollouts.components["correct"], g)\n'
-             "mixed = (p > 0) & (p < 1)\n"
-             "A = torch.where(mixed, A / (group_std(R, g{live}) + self.std_floor), self.degenerate_scale * A)",
-        knobs=(STD_FLOOR, Knob("degenerate_scale", 0.5, (0.0, 0.25, 0.5, 1.0), "c, scale in all-right and all-wrong groups")),
+             "scale = torch.where(p == 0, self.wrong_scale, self.right_scale)\n"
+             "A = torch.where((p > 0) & (p < 1), A / ({std} + self.std_floor), scale * A)",
+        knobs=(STD_FLOOR, Knob("wrong_scale", 1.0, (0.0, 0.5, 1.0), "of A in all-wrong groups"),
+               Knob("right_scale", 0.0, (0.0, 0.25, 0.5), "of A in all-right groups")),
         wants_shaping=True,
         helps=("reward-hacking", "length-collapse"),
+    ),
+)
+
+SHAPING = (
+    Part(
+        "gated-length", "shaping", "GATEDLEN", "correctness-first efficiency shaping, POISE, Xia et al. 2026, arXiv:2603.23951 (exact formula not published)",
+        "A <- A + weight 1[p >= gate] 1[right] clip((mean_r |y| - |y|) / mean_r |y|, -1, 1), mean_r over the group's right ones",
+        "shortens only where the group already solves the problem, so that brevity never competes with correctness",
+        code='right, L = rollouts.components["correct"] > 0, rollouts.length.to(R.dtype)\n'
+             "typical = group_mean(L, g, right).clamp(min=1)\n"
+             'counts = right & (pass_rate(rollouts.components["correct"], g) >= self.length_gate)\n'
+             "A = A + self.length_weight * counts * ((typical - L) / typical).clamp(-1, 1)",
+        knobs=(Knob("length_weight", 0.2, (0.1, 0.2, 0.5), "of the length term"),
+               Knob("length_gate", 0.75, (0.5, 0.75, 1.0), "pass rate from which length counts")),
+        off={"length_weight": 0.0},
+        helps=("length-explosion", "truncation"),
     ),
 )
 
@@ -341,4 +349,4 @@ KEEP = (
     ),
 )
 
-PARTS = (*SELECTION, *REWARD, *STATISTICS, *BASELINE, *NORMALIZATION, *WEIGHTING, *KEEP)
+PARTS = (*SELECTION, *REWARD, *STATISTICS, *BASELINE, *NORMALIZATION, *SHAPING, *WEIGHTING, *KEEP)

@@ -84,8 +84,7 @@ CLIPPING = (
         "geometric-mean", "clipping", "GMPO", "GMPO, Zhao et al. 2025, arXiv:2507.20673",
         "l = -A exp(mean_t c_t), c_t the log-ratio, clipped to +-range on the side that A pushes to",
         "is insensitive to outliers among the tokens' ratios, so that a wide range can be allowed",
-        code="sign = torch.where(A >= 0, 1.0, -1.0)\n"
-             "c = sign * torch.minimum(sign * d, sign * d.clamp(-self.log_range, self.log_range))\n"
+        code="c = torch.where(A > 0, d.clamp(max=self.log_range), d.clamp(min=-self.log_range))\n"
              "loss = -A * masked_mean(c, batch.mask).exp()",
         knobs=(Knob("log_range", 0.4, (0.2, 0.4, 0.6), "bound of a token's log-ratio"),),
         conflicts=TOKEN_ONLY,
@@ -101,12 +100,12 @@ CLIPPING = (
     ),
     Part(
         "inverted-ratio", "clipping", "ASPO", "ASPO, Wang et al. 2025, arXiv:2510.06062",
-        "as PPO, with w replaced by pi_old pi / sg(pi^2) where A > 0 and w <= 1 + eps_high",
+        "where A > 0: l = -A v, v = sg(min(1/w, max)) pi / sg(pi), no gradient where w > 1 + eps_high; elsewhere PPO",
         "gives successful but unlikely tokens the larger weight, where PPO gives it to the likely ones",
-        code="inverted = (d - 2 * d.detach()).clamp(max=self.inverse_log_max)\n"
-             "v = torch.where((A > 0) & (w.detach() <= 1 + self.clip_high), inverted.exp(), w.clamp(max=1 + self.clip_high))\n"
-             "loss = -torch.where(A > 0, v * A, torch.minimum(w * A, w.clamp(min=1 - self.clip_low) * A))",
-        knobs=(CLIP_LOW, CLIP_HIGH, Knob("inverse_log_max", 1.1, (0.7, 1.1), "bound of the inverted log-ratio")),
+        code="weight = (-d.detach()).exp().clamp(max=self.inverse_max)\n"
+             "v = torch.where(d.detach().exp() > 1 + self.clip_high, weight, weight * (d - d.detach()).exp())\n"
+             "loss = torch.where(A > 0, -A * v, clipped(w, A, self.clip_low, self.clip_high))",
+        knobs=(CLIP_LOW, CLIP_HIGH, Knob("inverse_max", 3.0, (2.0, 3.0), "largest inverted weight")),
         conflicts=TOKEN_ONLY,
         helps=("entropy-collapse",),
     ),
@@ -114,8 +113,8 @@ CLIPPING = (
         "tapered", "clipping", "TOPR", "TOPR, Le Roux et al. 2025, arXiv:2503.14286",
         "l = -u A log pi, u = 1 where A >= 0, clip(pi / pi_old of the completion, 0, 1) elsewhere, no gradient through u",
         "lets failures fade as they become unlikely and never slows a success down",
-        code="whole = d.sum(-1, keepdim=True).detach().clamp(max=0).exp()\n"
-             "loss = -torch.where(A >= 0, 1.0, whole) * A * batch.logp",
+        code="u = torch.where(A >= 0, 1.0, sequence_log_ratio(batch).detach().clamp(max=0).exp())\n"
+             "loss = -u * A * batch.logp",
         conflicts=TOKEN_ONLY,
         helps=("late-collapse", "kl-spike", "validity-loss"),
     ),

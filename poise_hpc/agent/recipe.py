@@ -29,7 +29,7 @@ SEEDS: dict[str, tuple[str, ...]] = {
     "MAXRL": ("maxrl", "no-std"),
     "ANALYTIC-VARIANCE": ("analytic-variance",),
     "VALIDITY-MASKING": ("validity-masking",),
-    "CONDITIONAL-NORMALIZATION": ("gated-length", "conditional-normalization"),
+    "CONDITIONAL-NORMALIZATION": ("conditional-normalization",),
     "LENGTH-SHAPING": ("gated-length",),
 }
 

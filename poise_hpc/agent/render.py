@@ -8,7 +8,8 @@ from .catalogue import IN_ADVANTAGES, IN_TOKEN_LOSS, SLOTS, Part, default
 from .recipe import Recipe, declared, knobs_of, off_values, spare_knobs, standard
 
 WIDTH = 116
-OPS = ("clipped", "group_mean", "group_size", "group_std", "k2", "k3", "log_ratio", "masked_mean", "pass_rate")
+OPS = ("clipped", "group_mean", "group_size", "group_std", "k2", "k3", "log_ratio", "masked_mean", "pass_rate",
+       "sequence_log_ratio")
 D = "d = log_ratio(batch)  # log pi_theta - log pi_old"
 
 
@@ -100,8 +101,7 @@ def _select(recipe: Recipe) -> str:
     if part is None:
         return ""
     lines = [f"if not self.{part.flag}:", "    return None"] if part.flag else []
-    lines += ["R, g = rollouts.reward, rollouts.group"] if "R" in re.findall(r"\w+", part.code) else ["g = rollouts.group"]
-    lines += ["keep = torch.zeros(rollouts.groups, dtype=torch.bool, device=g.device)", *_comment(part), part.code, "return keep"]
+    lines += ["g = rollouts.group", "keep = torch.zeros(rollouts.groups, dtype=torch.bool, device=g.device)", *_comment(part), part.code, "return keep"]
     return _function("select(self, rollouts: RolloutBatch, state: dict[str, Any]) -> Tensor | None", lines)
 
 
@@ -134,14 +134,19 @@ def _uses(name: str, lines: list[str]) -> bool:
 
 def _block(part: Part, recipe: Recipe) -> list[str]:
     """A part's lines. A bool field switches between it and GRPO's part, unless the code reads the field itself."""
-    live = ", live" if "statistics" in recipe.by_slot else ""
-    code = part.code.replace("{live}", live)
+    code = _code(part, recipe)
     if not part.flag or part.name not in recipe.chosen or f"self.{part.flag}" in code:
         return [*_comment(part), *code.splitlines()]
     lines = [*_comment(part), f"if self.{part.flag}:", *textwrap.indent(code, "    ").splitlines()]
     if (grpo := default(part.slot)) is not None:
-        lines += ["else:", *textwrap.indent(grpo.code.replace("{live}", live), "    ").splitlines()]
+        lines += ["else:", *textwrap.indent(_code(grpo, recipe), "    ").splitlines()]
     return lines
+
+
+def _code(part: Part, recipe: Recipe) -> str:
+    """With the statistics mask where there is one."""
+    masked = "statistics" in recipe.by_slot
+    return part.code.replace("{live}", ", live" if masked else "").replace("{std}", "spread" if masked else "group_std(R, g)")
 
 
 def _comment(part: Part) -> list[str]:
