@@ -14,9 +14,10 @@ from .load import read_package
 
 MODULES = frozenset({"__future__", "dataclasses", "math", "torch", "torch.nn.functional", "typing"})
 OURS = "poise_hpc.algorithms"
-NOT_OURS = frozenset({"checks", "evidence", "gate", "load", "probes", "seeds"})  # they read files and import
+NOT_OURS = frozenset({"checks", "gate", "load", "seeds", "specimens"})  # they read files and import
 NAMES = frozenset((
-    "open exec eval compile globals locals vars input breakpoint print setattr delattr exit quit help id hash memoryview").split())
+    "open exec eval compile globals locals vars input breakpoint print setattr delattr exit quit help id hash memoryview "
+    "BaseException SystemExit KeyboardInterrupt GeneratorExit").split())
 # What torch, dataclasses, typing and our own modules let one reach: other modules, files, processes, global switches.
 REACHED = frozenset((
     "abc accelerator ao autograd backends builtins classes collections compile compiler copy cpp cpu ctypes cuda contextlib "
@@ -32,7 +33,7 @@ ATTRIBUTES = frozenset((
     "backward data data_ptr dump f_back f_globals f_locals gi_frame grad_fn numpy register_hook requires_grad_ share_memory_ "
     "tb_frame tofile untyped_storage").split())
 DECORATORS = frozenset({"dataclass", "property", "staticmethod", "classmethod"})
-CALLS = frozenset({"frozenset", "tuple", "float", "int", "field"})  # whose result may stand at module or class level
+CALLS = frozenset({"frozenset", "tuple", "float", "int", "field", "replace"})  # whose result may stand at module or class level
 FIX = "keep it in a dataclass field, or in `state`"
 
 
@@ -121,6 +122,8 @@ def _names(tree: ast.Module) -> Rules:
             yield node, "dunder", f"`{node.id}`"
         elif isinstance(node, ast.FunctionDef) and _dunder(node.name) and node.name != "__post_init__":
             yield node, "dunder", f"`def {node.name}`: only __post_init__ may be defined"
+        elif isinstance(node, ast.ExceptHandler) and node.type is None:
+            yield node, "name", "`except:` also catches the end of the job; name the exception"
         elif isinstance(node, ast.Global):
             yield node, "global-state", f"`global {', '.join(node.names)}`; {FIX}"
         elif isinstance(node, ast.AsyncFunctionDef | ast.Await):
@@ -227,6 +230,8 @@ def _constant(node: ast.expr, classes: frozenset[str]) -> bool:
         case ast.Call(func=ast.Name(id=name)):
             return name in CALLS or name in classes
         case ast.Call(func=ast.Attribute(value=ast.Name(id="math" | "dataclasses"))):
+            return True
+        case ast.Call(func=ast.Attribute(value=ast.Name(id="ALGORITHM"), attr="without")):  # an ablation
             return True
     return False
 
