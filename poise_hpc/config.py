@@ -170,6 +170,7 @@ class Agent(Section):
     """The LLM behind `search.proposer: llm`, see docs/AGENT.md. It says where the key is, never the key."""
 
     base_url: str = "http://127.0.0.1:8000/v1"  # any OpenAI-compatible endpoint
+    base_url_file: str | None = None            # instead: a file with the address, as slurm/vllm-server.sbatch writes it
     api_key_file: str | None = None             # one line, readable by its owner only
     api_key_env: str | None = None              # name of a variable of the login node
     models: dict[str, tuple[str, ...]] = {}     # operator or "default" -> a model, then its fallbacks

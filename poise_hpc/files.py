@@ -5,6 +5,7 @@ or the new one. A lock is an exclusively created file (not flock: Lustre and NFS
 """
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -76,7 +77,9 @@ def append_line(path: Path, data: Any, *, sync: bool = False) -> None:
     try:
         size = os.fstat(fd).st_size
         torn = size > 0 and os.pread(fd, 1, size - 1) != b"\n"
-        os.write(fd, (b"\n" if torn else b"") + dumps(data).encode() + b"\n")
+        line = (b"\n" if torn else b"") + dumps(data).encode() + b"\n"
+        if (written := os.write(fd, line)) != len(line):  # a full disk or a quota takes a part without an error
+            raise OSError(errno.ENOSPC, f"only {written} of {len(line)} bytes could be written", str(path))
         if sync:
             os.fsync(fd)
     finally:

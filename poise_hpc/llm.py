@@ -18,13 +18,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from email.utils import parsedate_to_datetime
-from pathlib import Path
+from functools import lru_cache
 from typing import Any
 
+from .access import address, read_key, without_key
 from .config import Agent
 from .replay import LLMError, Rejected, Unavailable, models_for, recorded, unusable
 from .transcript import Amount, Limit, Reply, Request, Transcript, read_body
-from .types import UsageError
 
 CONNECT_S = 10.0      # to open a connection; `agent.timeout_s` is the server's silence after that
 FRAMING_TOKENS = 32   # a chat template's own tokens per message, more than any seen
@@ -75,7 +75,7 @@ class Client:
         raise next((f for f in failures if isinstance(f, Unavailable)), failures[0])
 
     def _ask(self, model: str, request: Request) -> Reply:
-        where = f"{request.candidate} {request.operator}: {model} at {self.settings.base_url}"
+        where = f"{request.candidate} {request.operator}: {model} at {address(self.settings)}"
         schema, attempt = request.schema is not None and model not in self._no_schema, 1
         while True:
             try:
@@ -137,26 +137,6 @@ def prompt_bound(request: Request) -> int:
     return sum(len(text.encode()) + FRAMING_TOKENS for text in texts)
 
 
-def read_key(settings: Agent, environ: Mapping[str, str]) -> str:
-    """The key, or "none" for a server that wants none. It lives in the HTTP client only."""
-    if settings.api_key_env:
-        if not (key := environ.get(settings.api_key_env, "").strip()):
-            raise UsageError(f"agent.api_key_env: the variable {settings.api_key_env} is not set on this machine")
-        return key
-    if settings.api_key_file:
-        path = Path(settings.api_key_file).expanduser()
-        try:
-            mode, key = path.stat().st_mode, path.read_text().strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"agent.api_key_file: {path} cannot be read ({error})") from None
-        if mode & 0o077:
-            raise UsageError(f"agent.api_key_file: others may read {path}; `chmod 600` it")
-        if not key or len(key.split()) != 1:
-            raise UsageError(f"agent.api_key_file: {path} must hold the key alone, on one line")
-        return key
-    return "none"
-
-
 class Pace:
     """At most `per_min` sends a minute, evenly spaced."""
 
@@ -173,15 +153,37 @@ class Pace:
             self._sleep(slot - now)
 
 
+def served_models(settings: Agent, environ: Mapping[str, str] = os.environ) -> list[str]:
+    """What the endpoint offers: one free call that proves address and key. Unavailable or Rejected otherwise."""
+    import openai
+
+    key, url = read_key(settings, environ), address(settings)
+    if not url:
+        raise Unavailable(_silent(settings))
+    try:
+        return sorted(model.id for model in _connect(settings, url, key).models.list())
+    except openai.APIStatusError as error:
+        raise Rejected(f"{url} answered {error.status_code}: {without_key(key, str(error))[:500]}") from None
+    except openai.APIConnectionError as error:
+        raise Unavailable(f"{url}: {error} ({error.__cause__})") from None
+
+
+def _silent(settings: Agent) -> str:
+    return f"no server has written its address to agent.base_url_file ({settings.base_url_file}) yet; is its job running?"
+
+
+def _connect(settings: Agent, url: str, key: str) -> Any:
+    import openai
+
+    return openai.OpenAI(base_url=url, api_key=key, max_retries=0,
+                         timeout=openai.Timeout(settings.timeout_s, connect=min(CONNECT_S, settings.timeout_s)))
+
+
 def _endpoint(settings: Agent, key: str) -> Callable[[str, Request, bool], str]:
     """send(model, request, with schema) -> the reply's body, or Failure. The key stays in this closure."""
     import openai
 
-    client = openai.OpenAI(base_url=settings.base_url, api_key=key, max_retries=0,
-                           timeout=openai.Timeout(settings.timeout_s, connect=min(CONNECT_S, settings.timeout_s)))
-
-    def clean(text: str) -> str:
-        return text.replace(key, "[key]") if key != "none" else text
+    client_at = lru_cache(maxsize=1)(lambda url: _connect(settings, url, key))
 
     def send(model: str, request: Request, schema: bool) -> str:
         options: dict[str, Any] = {settings.max_tokens_key: settings.max_tokens}
@@ -190,18 +192,20 @@ def _endpoint(settings: Agent, key: str) -> Callable[[str, Request, bool], str]:
         if schema:
             options["response_format"] = {"type": "json_schema", "json_schema": {
                 "name": request.operator, "strict": True, "schema": request.schema}}
+        if not (url := address(settings)):
+            raise Failure(None, _silent(settings), retry=True)
         try:
-            raw = client.chat.completions.with_raw_response.create(model=model, messages=list(request.messages), **options)
+            raw = client_at(url).chat.completions.with_raw_response.create(model=model, messages=list(request.messages), **options)
         except openai.APIStatusError as error:
             status = error.status_code
             quota = getattr(error, "code", None) == "insufficient_quota"  # a 429 that no waiting cures
-            raise Failure(status, clean(str(error))[:2000], retry=not quota and (status in RETRIED or status >= 500),
+            raise Failure(status, without_key(key, str(error))[:2000], retry=not quota and (status in RETRIED or status >= 500),
                           retry_after_s=_retry_after_s(error.response.headers)) from None
         except openai.APIConnectionError as error:
             cause = error.__cause__
-            raise Failure(None, clean(f"{error} ({type(cause).__name__}: {cause})"), retry=True,
+            raise Failure(None, without_key(key, f"{error} ({type(cause).__name__}: {cause})"), retry=True,
                           billable=type(cause).__name__ not in NEVER_SENT) from None
-        return clean(raw.http_response.content.decode("utf-8", "replace"))
+        return without_key(key, raw.http_response.content.decode("utf-8", "replace"))
 
     return send
 

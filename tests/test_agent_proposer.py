@@ -114,9 +114,8 @@ def test_no_proposal_is_a_candidate_with_a_cause(tmp_path, said, cause):
 
 
 def test_duplicates_go_back_with_the_reason_and_then_end(tmp_path):
-    known = context()
     stored = proposal("CLIPHIGHER-GRPO", ("group-std", "asymmetric-clip"), hyperparameters={"clip_high": 0.28})
-    seen = context(proposals={**known.proposals, "c0001": stored})
+    seen = context(pending=(("c0001", stored),))
     play = Play(propose=[ideas(idea()), ideas(idea("C-GRPO"))])
     with pytest.raises(DraftRejected, match="duplicate: it has the mechanisms and the hyperparameters of c0001") as rejected:
         run(play, tmp_path, lambda agent: agent.propose(seen), duplicate_rounds=1)

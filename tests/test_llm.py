@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import signal
 import subprocess
 import sys
@@ -14,10 +15,11 @@ from pathlib import Path
 import pytest
 
 from llm_server import Answer, Disconnect, Hang, LLMServer, Raw, Status
+from poise_hpc.access import read_key
 from poise_hpc.config import Agent, Price
-from poise_hpc.llm import Client, Pace, prompt_bound, read_key
+from poise_hpc.llm import Client, Pace, prompt_bound, served_models
 from poise_hpc.replay import EmptyReply, Refused, Rejected, Replay, Unavailable, UnknownRequest
-from poise_hpc.transcript import BudgetExceeded, Request, Transcript
+from poise_hpc.transcript import Amount, BudgetExceeded, Limit, Request, Transcript
 from poise_hpc.types import UsageError
 
 SECRET = "sk-very-secret-0123456789"
@@ -319,6 +321,18 @@ def test_the_key_is_in_no_file_and_in_no_error(tmp_path, script):
     assert all(SECRET.encode() not in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
 
 
+def test_a_server_that_moves_announces_itself_in_a_file(tmp_path):
+    settings = Agent(base_url_file=str(tmp_path / "url"), models={"default": ("m",)}, max_attempts=1, max_tokens=50)
+    client = Client(settings, Transcript(tmp_path / "llm.jsonl", lambda: 0.0), environ={}, sleep=[].append)
+    with pytest.raises(Unavailable, match="no server has written its address.*url"):
+        client.complete(ask())
+    for turn in range(2):
+        with LLMServer([Answer(f"server {turn}")]) as server:
+            (tmp_path / "url").write_text(server.url + "\n")
+            assert client.complete(ask(turn=turn)).text == f"server {turn}"
+            assert served_models(settings, {}) == ["m"]
+
+
 def test_key_file(tmp_path):
     path = tmp_path / "key"
     settings = Agent(api_key_file=str(path))
@@ -333,9 +347,24 @@ def test_key_file(tmp_path):
     path.write_text("two words")
     with pytest.raises(UsageError, match="alone"):
         read_key(settings, {})
-    with pytest.raises(UsageError, match="NO_SUCH"):
-        read_key(Agent(api_key_env="NO_SUCH"), {})
+    with pytest.raises(UsageError, match="NO_SUCH_KEY"):
+        read_key(Agent(api_key_env="NO_SUCH_KEY"), {})
+    with pytest.raises(UsageError, match="jobs would inherit it"):
+        read_key(Agent(api_key_env="MY_THING"), {"MY_THING": SECRET})
     assert read_key(Agent(), {"OPENAI_API_KEY": SECRET}) == "none"  # only the variable that the config names
+
+
+def test_a_reply_that_was_noted_in_part_is_not_handed_out(tmp_path):
+    transcript, most = Transcript(tmp_path / "llm.jsonl", lambda: 0.0), resource.getrlimit(resource.RLIMIT_FSIZE)
+    call = transcript.begin(ask(), "m", False, Amount(84), Limit())
+    resource.setrlimit(resource.RLIMIT_FSIZE, (transcript.path.stat().st_size + 40, most[1]))  # like a quota: 40 bytes left
+    try:
+        with pytest.raises(OSError, match="only 40 of"):
+            transcript.end(call, ask(), "m", Answer("x").body("m").decode(), Amount(3))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, most)
+    assert transcript.replies(ask().key) == {} == Transcript(transcript.path, lambda: 0.0).replies(ask().key)
+    assert transcript.spent()["propose"].tokens == 84
 
 
 def test_a_full_disk_stops_before_sending(tmp_path):
@@ -345,3 +374,11 @@ def test_a_full_disk_stops_before_sending(tmp_path):
         with pytest.raises(OSError):
             bench.client.complete(ask())
         assert server.requests == []
+
+
+def test_served_models_for_doctor(tmp_path):
+    with LLMServer([]) as server:
+        settings = Agent(base_url=server.url, models={"default": ("m",)}, api_key_env="THE_KEY", timeout_s=5.0)
+        assert served_models(settings, {"THE_KEY": SECRET}) == ["m"]
+    with pytest.raises(Unavailable, match="127.0.0.1"):
+        served_models(settings, {"THE_KEY": SECRET})

@@ -11,6 +11,7 @@ What a later try may cure (`replay.Unavailable`) or a person (`replay.Rejected`,
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 
 from ..algorithms import gate
@@ -69,19 +70,18 @@ class LLMProposer:
         """A package that gate, declarations, novelty and reviewer accept, in a bounded number of rounds."""
         try:
             files = first()
-            for left in reversed(range(self.config.agent.repair_rounds + 1)):
+            for done in count():
                 draft = Draft(proposal, files)
                 if reason := novelty(draft):
                     raise DraftRejected("duplicate", reason, draft)
                 cause, problems = self._problems(id, draft)
                 if not problems:
                     return draft
-                if not left:
+                if done == self.config.agent.repair_rounds:
                     raise DraftRejected(cause, "; ".join(problems), draft)
                 files = repair(self.llm, id, proposal, files, problems)
         except tuple(FINAL) as error:
             raise DraftRejected(FINAL[type(error)], str(error), Draft(proposal, files)) from None
-        raise AssertionError("unreachable")
 
     def _problems(self, id: str, draft: Draft) -> tuple[str, list[str]]:
         """Cheapest first: the reviewer is paid only for what syntax has nothing against."""

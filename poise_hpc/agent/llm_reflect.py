@@ -15,7 +15,7 @@ from ..transcript import BudgetExceeded
 from ..types import Outcome, Reflection
 from . import evidence
 from .base import Facts
-from .conversation import BadReply, Conversation, Malformed, json_schema, reads_json
+from .conversation import Conversation, Malformed, json_schema, reads_json
 from .implement import proposal_text
 from .prompts import render
 from .propose import SLUG

@@ -96,9 +96,11 @@ def sift(proposals: list[Proposal], context: Context) -> tuple[list[Proposal], l
 def novelty(draft: Draft, context: Context) -> str | None:
     """Why the draft repeats something visible or pending; None if it is new. Before there is code, stated
     hyperparameters are compared with stated ones; code is compared when it is written."""
-    mine = (set(draft.proposal.mechanisms), draft.proposal.details.get("hyperparameters"))
-    for id, other in (*context.proposals.items(), *context.pending):
-        if mine[1] is not None and mine == (set(other.mechanisms), other.details.get("hyperparameters")):
+    mechanisms, stated = set(draft.proposal.mechanisms), draft.proposal.details.get("hyperparameters")
+    alike = [(e.id, context.proposals[e.id]) for e in context.entries if set(e.mechanisms) == mechanisms]
+    alike += [(id, p) for id, p in context.pending if set(p.mechanisms) == mechanisms]
+    for id, other in alike if stated is not None else ():
+        if stated == other.details.get("hyperparameters"):
             return f"it has the mechanisms and the hyperparameters of {id} ({other.name})"
     return check_novelty(draft, context)
 
@@ -118,7 +120,7 @@ def choose(proposals: list[Proposal]) -> Proposal:
 
 
 def as_proposal(idea: Idea, context: Context, model: str) -> Proposal:
-    taken = {p.name for p in context.proposals.values()} | {p.name for _, p in context.pending}
+    taken = {e.name for e in context.entries} | {p.name for _, p in context.pending}
     name = f"{idea.name}-{context.id}" if idea.name in taken else idea.name
     return Proposal(
         name=name, parents=(context.parent.id,), hypothesis=idea.hypothesis, mechanisms=tuple(dict.fromkeys(idea.mechanisms)),
