@@ -38,6 +38,7 @@ class Controller:
         self.recorder = recording.Recorder(campaign, self.archive)
         self.proposing = Proposing(campaign, proposer, self.archive)
         self.stop_proposing = ""      # why no further candidate is wanted; "" while some are
+        self.waiting = False          # the next candidate cannot be proposed before others are archived
         self._asked_scheduler = 0.0
 
     def restore(self, id: str, problem: str) -> None:
@@ -72,7 +73,7 @@ class Controller:
         """Nothing will move without a person or a new budget."""
         if self.home.stage == Stage.HELD:
             return True
-        return self.home.stage == Stage.ARCHIVED and bool(self.stop_proposing) and all(
+        return self.home.stage == Stage.ARCHIVED and bool(self.stop_proposing or self.waiting) and all(
             c.stage in RESTING for c in self.active.values())
 
     @property
@@ -233,6 +234,7 @@ class Controller:
         if self.stop_proposing:
             return False
         made = self.proposing.next(self.count, self.active)
+        self.waiting = made is None
         if made is None:
             return False
         candidate, proposal = made

@@ -18,7 +18,7 @@ from .agent.base import Context, Draft, Proposer
 from .archive import ArchiveView
 from .campaign import Campaign, Candidate
 from .lifecycle import RESTING
-from .types import BASELINE_ID, EntrySummary, Proposal, Reflection, Stage, candidate_id, candidate_number
+from .types import BASELINE_ID, EntrySummary, PoiseError, Proposal, Reflection, Stage, candidate_id, candidate_number
 
 T = TypeVar("T")
 DRAIN = "drain"  # a file of this name in the campaign: nothing new is proposed
@@ -87,8 +87,12 @@ class Proposing:
 
         campaign, search, number = self.campaign, self.campaign.config.search, candidate_number(id)
         entries = tuple(e for e in self.archive.entries if candidate_number(e.id) <= horizon)
-        if not any(e.score is not None for e in entries):
+        base = next((e for e in entries if e.id == BASELINE_ID), None)
+        if base is None:
             return None, {}
+        if base.score is None:
+            raise PoiseError(f"the baseline {BASELINE_ID} failed ({base.cause}), so there is nothing to compare with; "
+                             f"`poise-hpc show {campaign.root} {BASELINE_ID}` says why. Start another campaign")
         pending = {candidate_id(k): campaign.proposal(candidate_id(k)) for k in range(max(1, horizon + 1), number)}
         rng = numpy.random.default_rng([search.seed, number])
         previous = files.read_json(campaign.candidates / candidate_id(number - 1) / "pick.json") if (number - 1) % search.per_parent else None
