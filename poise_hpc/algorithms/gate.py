@@ -14,7 +14,7 @@ from .load import read_package
 
 MODULES = frozenset({"__future__", "dataclasses", "math", "torch", "torch.nn.functional", "typing"})
 OURS = "poise_hpc.algorithms"
-NOT_OURS = frozenset({"checks", "gate", "load", "seeds", "specimens"})  # they read files and import
+NOT_OURS = frozenset({"checks", "gate", "load", "probes", "response", "seeds"})  # they read files and import
 NAMES = frozenset((
     "open exec eval compile globals locals vars input breakpoint print setattr delattr exit quit help id hash memoryview "
     "BaseException SystemExit KeyboardInterrupt GeneratorExit").split())

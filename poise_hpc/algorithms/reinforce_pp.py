@@ -29,7 +29,7 @@ class ReinforcePP(Algorithm):
     token_mean: bool = True        # False: GRPO's mean over sequences of token means
     kl_beta: float = 0.0           # beta
 
-    mechanisms = (Mechanism("batch-std", "normalization", off={"batch_whitening": False}),
+    mechanisms = (Mechanism("batch-std", "normalization", off={"batch_whitening": False, "group_baseline": True}),
                   Mechanism("token-mean", "reduction", off={"token_mean": False}))
 
     @property
