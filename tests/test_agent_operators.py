@@ -5,6 +5,7 @@ import json
 import re
 from dataclasses import replace
 from importlib.resources import files
+from typing import get_args
 
 import pytest
 
@@ -135,12 +136,24 @@ def test_a_claimed_input_that_is_never_read_is_found():
 
 def test_measured_responses_against_claims():
     claims = propose.with_details(CLIP_HIGHER, responds_to=["reward", "valid", "logp_ref"])
-    response = {"reward": True, "valid": False, "ref_logp": 0.0, "length": 0.3, "truncated": False}
+    response = {"reward": 1.0, "valid": 0.0, "logp_ref": 0.0, "length": 0.3, "truncated": 0.0}
     assert review.contradictions(claims, response) == [
-        "the proposal says that the values respond to `logp_ref`; perturbing it changes nothing",
-        "the proposal says that the values respond to `valid`; perturbing it changes nothing",
-        "perturbing `length` changes the values; the proposal does not say so"]
+        "the proposal says that the values respond to `logp_ref`; changing it alone changes nothing",
+        "the proposal says that the values respond to `valid`; changing it alone changes nothing",
+        "changing `length` alone changes the values; the proposal does not say so"]
     assert review.contradictions(proposal("X", ("x",)), response) == []  # nothing was claimed
+
+
+def test_the_real_report_of_real_code_agrees_with_a_true_proposal(tmp_path):
+    from poise_hpc.algorithms.load import load
+    from poise_hpc.algorithms.response import INPUTS, response_report
+
+    (tmp_path / "algorithm.py").write_text(CLIP_HIGHER_CODE)
+    report = response_report(load(tmp_path))
+    assert set(INPUTS) == set(get_args(propose.Input))
+    assert review.contradictions(CLIP_HIGHER, report) == []
+    lie = propose.with_details(CLIP_HIGHER, responds_to=["reward", "group", "logp_old", "valid"])
+    assert review.contradictions(lie, report) == ["the proposal says that the values respond to `valid`; changing it alone changes nothing"]
 
 
 def test_a_reviewer_must_agree_with_itself():

@@ -142,6 +142,19 @@ def test_checks_go_back_to_the_author_a_bounded_number_of_times(tmp_path):
     run(Play(repair=[FIX], review=[CONSISTENT]), tmp_path, act)
 
 
+def test_measured_responses_are_put_to_the_reviewer_only_if_they_speak_against_the_proposal(tmp_path):
+    made = Draft(proposal("CLIPHIGHER-GRPO", ("group-std", "asymmetric-clip"), responds_to=["reward", "valid"]),
+                 {"algorithm.py": CLIP_HIGHER_CODE})
+
+    def act(agent):
+        assert agent.confirm("c0003", made, {"reward": 1.0, "valid": 0.2}) == []
+        return agent.confirm("c0003", made, {"reward": 1.0, "valid": 0.0})
+
+    play = Play(review=[inconsistent("`valid` is never used")])
+    assert "`valid` is never used" in run(play, tmp_path, act)[0] and play.asked == ["review"]
+    assert "respond to `valid`; changing it alone changes nothing" in (tmp_path / "llm.jsonl").read_text()
+
+
 def test_reflection_and_notes_over_the_wire(tmp_path):
     principles = {"principles": [{"principle": "P", "why": "w", "supports": ["c0001"], "contradicts": []}], "open_questions": []}
     play = Play(reflect=[json.dumps(diagnosis())], synthesize=[json.dumps(principles)], propose=[ideas(idea())],

@@ -2,7 +2,7 @@
 
     notes revised? -> ideas -> novel? -> package -> gate, declarations, reviewer -> Draft
                         ^________|          ^______________________|   bounded rounds
-    check job fails -> repair -> Draft
+    check job fails, or its response report speaks against the proposal (`confirm`) -> repair -> Draft
 
 Stateless: everything is a function of the context and of recorded replies, so a killed controller that proposes again
 gets the same draft without paying again. What ends for good is a `DraftRejected`: evidence, archived with its cause.
@@ -61,6 +61,15 @@ class LLMProposer:
             raise DraftRejected("check-failed", "; ".join(messages), draft)
         proposal = propose.with_details(draft.proposal, repairs=done + 1)
         return self._work(id, proposal, draft.files, lambda: repair(self.llm, id, proposal, draft.files, messages))
+
+    def confirm(self, id: str, draft: Draft, response: Mapping[str, float]) -> list[str]:
+        """After its checks passed: what the measured response (payload["response"] of the check job) speaks against, if
+        the reviewer agrees. [] lets it train; else `repair` with this."""
+        doubts = review.contradictions(draft.proposal, response)
+        try:
+            return review.review(self.llm, id, draft.proposal, draft.files, doubts) if doubts else []
+        except tuple(FINAL) as error:
+            raise DraftRejected(FINAL[type(error)], str(error), draft) from None
 
     def reflect(self, facts: Facts) -> Reflection:
         return llm_reflect.reflect(self.llm, facts, rules.reflect(facts))

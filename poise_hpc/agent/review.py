@@ -1,13 +1,13 @@
 """The consistency check: does the code do what the proposal says? First mechanically, then by a reviewer's call.
 
 Two mechanical sources: the package's syntax tree (here, before any job) and the response report of the check job
-(`algorithms.checks.response_report`: which inputs the values really answer to, measured by perturbing them).
+(`algorithms.checks.response_report`: which inputs the values really answer to, measured by changing them one at a time).
 """
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Mapping
-from typing import Any, get_args
+from collections.abc import Iterator, Mapping, Sequence
+from typing import get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -38,10 +38,11 @@ class Verdict(BaseModel):
     findings: list[Finding] = Field(description="empty if consistent")
 
 
-def review(llm: LLM, id: str, proposal: Proposal, package: Mapping[str, str]) -> list[str]:
-    """What the reviewer finds inconsistent; [] if the code does what the proposal says."""
+def review(llm: LLM, id: str, proposal: Proposal, package: Mapping[str, str], measured: Sequence[str] = ()) -> list[str]:
+    """What the reviewer finds inconsistent; [] if the code does what the proposal says. `measured`: of `contradictions`."""
+    seen = [f"{k}: {', '.join(v) or 'none'}" for k, v in static_evidence(package).items()]
     text = render("review", proposal=proposal_text(proposal), package=show_package(package),
-                  evidence="\n".join(f"- {k}: {', '.join(v) or 'none'}" for k, v in static_evidence(package).items()))
+                  evidence="\n".join(f"- {line}" for line in [*seen, *(f"measured: {m}" for m in measured)]))
     verdict = Conversation(llm, "review", id).ask(text, reads_json(Verdict, _contradicts_itself), json_schema(Verdict))
     return [f"the proposal says: {f.claim}; the code: {f.code}; {f.change}" for f in verdict.findings]
 
@@ -65,17 +66,16 @@ def mismatches(proposal: Proposal, package: Mapping[str, str]) -> list[str]:
     return out
 
 
-def contradictions(proposal: Proposal, response: Mapping[str, Any]) -> list[str]:
-    """What the proposal claims and the measured response denies, and the other way round. `response`: input -> whether,
-    or how much, advantages or loss change when it alone is perturbed."""
+def contradictions(proposal: Proposal, response: Mapping[str, float]) -> list[str]:
+    """What the proposal claims and the measured response denies, and the other way round. `response`: input -> largest
+    relative change of advantages or loss when it alone is changed. No proof: a probe cannot open every gate."""
     claimed = set(proposal.details.get("responds_to", ()))
     if not claimed:
         return []
-    measured = {("logp_ref" if k == "ref_logp" else k): bool(v) for k, v in response.items()}
-    denied = sorted(k for k in claimed if measured.get(k) is False)
-    unsaid = sorted(k for k in PLAIN_INPUTS - claimed if measured.get(k))
-    return [f"the proposal says that the values respond to `{k}`; perturbing it changes nothing" for k in denied] + \
-           [f"perturbing `{k}` changes the values; the proposal does not say so" for k in unsaid]
+    denied = sorted(k for k in claimed if response.get(k) == 0)
+    unsaid = sorted(k for k in PLAIN_INPUTS - claimed if response.get(k))
+    return [f"the proposal says that the values respond to `{k}`; changing it alone changes nothing" for k in denied] + \
+           [f"changing `{k}` alone changes the values; the proposal does not say so" for k in unsaid]
 
 
 def static_evidence(package: Mapping[str, str]) -> dict[str, list[str]]:
