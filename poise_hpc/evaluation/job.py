@@ -72,9 +72,11 @@ def load_engine(config: Config, folder: Path) -> Any:
     """A sampler with the weights in `folder`. Unreadable weights are ours to explain; NaN in them is the candidate's."""
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
     from ..rollout.hf_engine import HFEngine
 
+    logging.disable_progress_bar()
     model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, config.model.dtype), local_files_only=True,
                                                        output_loading_info=True)
     if info["missing_keys"]:  # transformers would go on with random values

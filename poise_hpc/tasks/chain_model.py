@@ -140,7 +140,9 @@ def new_model(options: ModelOptions) -> Any:
 def warm_start(mix: Mix, options: ModelOptions, folder: Path, progress: Progress) -> None:
     """Train and write the start model. The same arguments give the same bytes (same machine and torch)."""
     import torch
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # sums do not depend on the number of cores, and a model this small is no slower
     try:
