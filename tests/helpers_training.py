@@ -1,16 +1,16 @@
-"""A small task, algorithms and trainers for the training tests; run as a program, the ranks of a training job.
+"""A small task, algorithms and trainers for the training tests, and the ranks of a training job as processes:
 
-    python helpers_training.py ranks OUT          steps with ZeRO 0-3 on all ranks, results of rank 0 to OUT (torch.save)
-    python helpers_training.py job ATTEMPT [KILL] one training job; KILL "function:n" is SIGKILL in the n-th call of it
+    spawn(world, "ranks", OUT)            steps with ZeRO 0-3 on all ranks, results of rank 0 to OUT (torch.save)
+    spawn(world, "job", ATTEMPT, [KILL])  one training job; KILL "function:n" is SIGKILL in the n-th call of it
 """
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import socket
-import subprocess
-import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,6 @@ from poise_hpc import config
 from poise_hpc.algorithms.base import Algorithm
 from poise_hpc.algorithms.grpo import GRPO
 from poise_hpc.tasks.base import Grade, Problem
-
-TESTS = Path(__file__).parent
 
 
 class Echo:
@@ -84,19 +82,39 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
-def spawn(world: int, *arguments: str) -> list[subprocess.Popen[str]]:
-    """This file as a program, once per rank."""
-    port = free_port()
-    path = os.pathsep.join([str(TESTS), str(TESTS.parent)])
-    return [subprocess.Popen([sys.executable, __file__, *arguments], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                             env=os.environ | rendezvous(rank, world, port) | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"})
-            for rank in range(world)]
+# A fork server that has imported the heavy packages once: each process starts in a moment.
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["deepspeed", "transformers.models.auto.modeling_auto", "transformers.models.gpt2.modeling_gpt2",
+                                 "transformers.models.qwen2.modeling_qwen2", "poise_hpc.training.loop"])
 
 
-def finish(processes: list[subprocess.Popen[str]], wanted: int = 0) -> str:
-    outputs = [p.communicate(timeout=240)[0] for p in processes]
-    for process, output in zip(processes, outputs):
-        assert process.returncode == wanted, f"exit code {process.returncode}, {wanted} wanted:\n{output}"
+def spawn(world: int, *arguments: str) -> list[tuple[Any, Path]]:
+    """One process per rank, and where its output goes."""
+    port, running = free_port(), []
+    for rank in range(world):
+        output = Path(tempfile.mkstemp(suffix=f"-rank-{rank}.out")[1])
+        process = _context.Process(target=_main, args=(rendezvous(rank, world, port), str(output), *arguments))
+        process.start()
+        running.append((process, output))
+    return running
+
+
+def _main(environment: dict[str, str], output: str, what: str, *arguments: str) -> None:
+    os.environ.update(environment)
+    fd = os.open(output, os.O_WRONLY)
+    os.dup2(fd, 1)
+    os.dup2(fd, 2)
+    {"ranks": main_ranks, "job": main_job}[what](*arguments)
+
+
+def finish(running: list[tuple[Any, Path]], wanted: int | None = 0) -> str:
+    """Wait for all; the output of rank 0. `wanted` is the exit code, -9 for SIGKILL; None: whatever it is."""
+    outputs = []
+    for process, output in running:
+        process.join(timeout=240)
+        outputs.append(output.read_text())
+        output.unlink()
+        assert wanted is None or process.exitcode == wanted, f"exit code {process.exitcode}, {wanted} wanted:\n{outputs[-1]}"
     return outputs[0]
 
 
@@ -136,7 +154,7 @@ def write_job(folder: Path, conf: config.Config, name: str = "train-s0-1", resum
     return attempt
 
 
-# --- as a program
+# --- in processes of their own
 
 
 def main_ranks(out: str) -> None:
@@ -180,6 +198,3 @@ def main_job(attempt: str, kill: str = "") -> None:
     if os.environ["RANK"] == "0":
         (folder / "payload.json").write_text(json.dumps(payload))
 
-
-if __name__ == "__main__":
-    {"ranks": main_ranks, "job": main_job}[sys.argv[1]](*sys.argv[2:])
