@@ -64,19 +64,23 @@ def run_checks(algorithm: Algorithm, seed: int = 0, package_dir: Path | None = N
 
 
 def run(job: dict[str, Any], attempt_dir: Path) -> dict[str, Any]:
-    """The check job: static gate, import, checks. CandidateError with every failing message."""
+    """The check job: static gate, import, checks. CandidateError with every failing message; checks.json in any case."""
     package = Path(job["package"])
-    if findings := gate.check_package(package):
-        raise CandidateError("gate", "\n".join(str(f) for f in findings))
-    algorithm = load(package)
-    results = run_checks(algorithm, package_dir=package)
-    payload: dict[str, Any] = {"checks": [asdict(r) for r in results], "versions": {"torch": torch.__version__}}
-    failed = [f"{r.name}: {r.message}" for r in results if not r.passed]
-    if not failed:
+    payload: dict[str, Any] = {"checks": [], "versions": {"torch": torch.__version__}}
+    try:
+        if findings := gate.check_package(package):
+            raise CandidateError("gate", "\n".join(str(f) for f in findings))
+        algorithm = load(package)
+        results = run_checks(algorithm, package_dir=package)
+        payload["checks"] = [asdict(r) for r in results]
+        if failed := [f"{r.name}: {r.message}" for r in results if not r.passed]:
+            raise CandidateError("check-failed", "\n".join(failed))
         payload["response"] = response_report(algorithm)
-    files.write_json(attempt_dir / "checks.json", payload)
-    if failed:
-        raise CandidateError("check-failed", "\n".join(failed))
+    except CandidateError as error:
+        payload["checks"] = payload["checks"] or [asdict(CheckResult(error.cause, False, error.message, 0.0))]
+        raise
+    finally:
+        files.write_json(attempt_dir / "checks.json", payload)
     return payload
 
 
