@@ -26,7 +26,8 @@ def prepared_model(task: Task, cache_dir: Path, progress: Progress) -> Path:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise PoiseError(f"cannot create the model cache {folder.parent}: {error.strerror}. Make it writable, or give another cache folder") from None
+        raise PoiseError(f"cannot create the model cache {folder.parent}: {error.strerror}. Make it writable, or give "
+                         "another cache folder") from None
     if folder.exists() and (fault := damage(folder)):
         aside = folder.with_name(f"{name}.damaged-{time.time_ns()}")
         os.rename(folder, aside)

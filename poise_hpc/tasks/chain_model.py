@@ -19,11 +19,12 @@ from pydantic import Field, model_validator
 
 from ..config import Positive, Section
 from .base import Progress
-from .chain import FACTS, ID, MAX_NEW_TOKENS, PROMPT_TOKENS, SYMBOLS, Mix, Share, Value, chain, encode, fact, purpose_of, running_values, write_prompt
+from .chain import (FACTS, ID, MAX_NEW_TOKENS, PROMPT_TOKENS, SYMBOLS, Mix, Share, Value, chain, encode, fact, purpose_of,
+                    running_values, write_prompt)
 
 
-# Standard deviation of the initial weights. GPT-2's own 0.02 is meant for widths of 768 and more: at width 64 the look-up
-# of digit facts had not formed after 660 steps; with 0.1 it is there after 400 half as large ones.
+# Standard deviation of the initial weights. GPT-2's own 0.02 is meant for widths of 768 and more: at width 64 the model
+# was still guessing after a whole warm start; with 0.1 all digit facts are known after 400 steps (docs/LAB.md).
 INIT = 0.1
 
 
