@@ -58,7 +58,7 @@ def candidates(context: Context) -> Iterator[Recipe]:
     later = []
     for i in range(TRIES):
         recipe = crossover(parent, rng.choice(mates), rng) if mates and rng.random() < 0.25 else parent
-        changes = rng.choice((1, 1, 2)) + i // 50  # two hundred tries near the parent, then further out
+        changes = rng.choice((1, 1, 2)) + i // 50  # further out where the neighbourhood is used up
         for _ in range(changes if recipe == parent else changes - 1):
             recipe = mutate(recipe, weights, rng)
         if recipe == parent or not sound(recipe) or len(declared(recipe)) > MOST_PARTS:
@@ -72,7 +72,8 @@ def candidates(context: Context) -> Iterator[Recipe]:
 
 def mutate(recipe: Recipe, weights: dict[str, float], rng: random.Random) -> Recipe:
     """One change: mostly a part put into a slot, sometimes one taken out, or a hyperparameter moved."""
-    kind = rng.choices(("put", "remove", "tune"), (6, 1 if recipe.chosen else 0, 2 if recipe.chosen else 0))[0]
+    parts_now = len(declared(recipe))  # the more there are, the likelier one goes: long recipes explain nothing
+    kind = rng.choices(("put", "remove", "tune"), (6, 0.75 * parts_now, 2 if parts_now else 0))[0]
     if kind == "remove":
         gone = rng.choice(recipe.chosen)
         return make([name for name in recipe.chosen if name != gone], recipe.values)
@@ -112,7 +113,7 @@ def part_weights(context: Context) -> dict[str, float]:
     for slot in SLOTS:
         options = parts_for(slot)
         for part in options:
-            record = exp(max(-2.0, min(2.0, gains[part.name] / POINTS))) if part.name in gains else 1.5
+            record = exp(max(-1.5, min(1.5, gains[part.name] / POINTS))) if part.name in gains else 1.5
             out[part.name] = record * (3.0 if wanted & set(part.helps) else 1.0) / len(options) ** 0.5
     return out
 

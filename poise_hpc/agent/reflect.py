@@ -1,7 +1,7 @@
 """Reflection by rules: symptoms in the training curves, a verdict from the paired interval, a diagnosis that cites figures.
 
 A rule looks at one seed's rows and returns the figure it saw; a symptom counts when at least half of the seeds show it.
-The thresholds are ours, set where a healthy GRPO run of the embedded lab stays silent. A rule sees a coincidence in a
+The thresholds are ours, set where GRPO stays silent in the base, big and stress labs. A rule sees a coincidence in a
 curve, not a cause: what is written about mechanisms is what the literature says of that symptom.
 """
 from __future__ import annotations
@@ -44,11 +44,11 @@ def smoothed(rows: Rows, key: str) -> list[tuple[int, float]]:
 
 
 def entropy_collapse(rows: Rows) -> str | None:
-    found, points = ends(rows, "entropy"), smoothed(rows, "entropy")
-    if not found or found[0] <= 0 or found[1] > 0.15 * found[0]:
+    found = ends(rows, "entropy")
+    if not found or found[0] <= 0 or found[1] > 0.1 * found[0]:
         return None
-    step = next(s for s, v in points if v <= 0.15 * found[0]) if any(v <= 0.15 * found[0] for _, v in points) else points[-1][0]
-    return f"entropy {found[0]:.3g} -> {found[1]:.3g} nats a token, below 15 % of its start from step {step}"
+    step = next(step for step, value in column(rows, "entropy") if value <= 0.1 * found[0])
+    return f"entropy {found[0]:.3g} -> {found[1]:.3g} nats a token, below 10 % of its start at step {step}"
 
 
 def spike(key: str, factor: float, floor: float, unit: str) -> Callable[[Rows], str | None]:
