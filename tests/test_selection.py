@@ -225,3 +225,11 @@ def test_references_never_repeat_nor_show_the_parent():
     shuffled = [entries[i] for i in rng(1).permutation(len(entries))]
     assert choose_references(shuffled, "c0005", 4, rng()) == choose_references(entries, "c0005", 4, rng())
     assert choose_references([row("c0000", 40.0)], "c0000", 4, rng()) == []
+
+
+def test_only_who_leads_somewhere_complements():
+    parent = row("c0001", 50.0, mechanisms=("a",), benchmarks={"easy": 80.0, "hard": 40.0})
+    worse = row("c0002", 45.0, mechanisms=("b",), benchmarks={"easy": 79.0, "hard": 39.0})
+    within_noise = row("c0003", 45.0, mechanisms=("c",), sd=4.0, benchmarks={"easy": 81.0, "hard": 30.0})  # 81 - 4/sqrt(4) < 80
+    tiers = {r.tier for r in choose_references([parent, worse, within_noise], "c0001", 9, rng())}
+    assert "complementary" not in tiers
