@@ -68,7 +68,7 @@ def test_nothing_ends_the_job_or_hides_its_end(statement):
     ("CACHE = {}\n", "global-state"), ("SEEN = []\n", "global-state"), ("T = torch.zeros(3)\n", "global-state"),
     ("def f(x, seen=[]):\n    return x\n", "global-state"), ("class Y:\n    seen = {}\n", "global-state"),
     ("def f():\n    global N\n    N = 1\n", "global-state"), ("torch.zeros(3)\n", "side-effect"), ("for i in range(3): pass\n", "side-effect"),
-    ("torch.e = 3\n", "side-effect"), ("if True:\n    import math\n", "side-effect"), ("@torch.compile\ndef f(x):\n    return x\n", "decorator")])
+    ("torch.e = 3\n", "attribute-assignment"), ("if True:\n    import math\n", "side-effect"), ("@torch.compile\ndef f(x):\n    return x\n", "decorator")])
 def test_modules_hold_definitions_and_constants_only(outside, rule):
     assert rule in rules(package(outside=outside))
 
