@@ -49,19 +49,20 @@ conf=$dir/slurm.conf
 
 for_us() { grep -szqxF "SLURM_CONF=$conf" "/proc/$1/environ"; }
 
-alive() {  # alive NAME
-  local pid stat
-  read -r pid 2>/dev/null <"$dir/run/$1.pid" && stat=$(<"/proc/$pid/stat") || return 1
-  [[ ${stat##*) } != [ZX]* ]] || return 1  # nobody reaps zombies where process 1 is not an init
-  for_us "$pid"
-} 2>/dev/null
+alive() {  # alive NAME   (a zombie has no environment: it does not count)
+  local pid
+  { read -r pid <"$dir/run/$1.pid"; } 2>/dev/null && for_us "$pid"
+}
 
 stop_daemon() {  # stop_daemon NAME
+  local pid
   alive "$1" || return 0
-  kill "$(<"$dir/run/$1.pid")"
-  wait_until 10 dead "$1" || kill -9 "$(<"$dir/run/$1.pid")"
+  pid=$(<"$dir/run/$1.pid")  # now: slurmctld removes the file before it ends
+  kill "$pid"
+  wait_until 10 gone "$pid" || kill -9 "$pid"  # slurmctld waits for answers of lost nodes
+  wait_until 5 gone "$pid"
 }
-dead() { ! alive "$1"; }
+gone() { ! for_us "$1"; }
 
 wait_until() {  # wait_until SECONDS COMMAND...
   local tries=$(($1 * 20)); shift
