@@ -236,7 +236,9 @@ class Jobs(Section):
     infra_retries: Annotated[int, Field(ge=0)] = 3      # per stage and seed; then HELD
     heartbeat_s: Annotated[float, Field(gt=0)] = 5.0
     silent_min: Annotated[float, Field(gt=0)] = 10.0    # no progress for so long: the watchdog ends the job
-    evaluate_by: Literal["seed", "element"] = "seed"    # one job per training seed, or per (point, benchmark) of it
+    # Who evaluates: the training job itself (start-up costs more than a small model's evaluation), one job per training
+    # seed, or one per (point, benchmark) of it. The scores are the same.
+    evaluate_by: Literal["train", "seed", "element"] = "train"
     isolation: Literal["auto", "none"] = "auto"         # the strongest the kernel allows, or none
 
 

@@ -36,6 +36,8 @@ def prepared(home: Candidate) -> dict[str, Any]:
 def units(config: Config, stage: Stage) -> list[str]:
     """What a stage is made of, one job each: training seeds; for evaluation also (point, benchmark) where so configured."""
     seeds = [f"s{seed}" for seed in config.search.train_seeds]
+    if stage == Stage.EVALUATE and config.jobs.evaluate_by == "train":
+        return []
     if stage == Stage.TRAIN or (stage == Stage.EVALUATE and config.jobs.evaluate_by == "seed"):
         return seeds
     if stage == Stage.EVALUATE:
@@ -88,6 +90,8 @@ def job(campaign: Campaign, home: Candidate, candidate: Candidate, unit: str, nu
     spec |= {"package": str(candidate.folder), "model": prepared(home)["model"]}
     if stage == Stage.TRAIN:
         spec["resume"] = [str(a.folder) for a in earlier]
+        if config.jobs.evaluate_by == "train":
+            spec["purpose"] = config.evaluate.purpose
     if stage == Stage.EVALUATE:
         trained = next(a for a in reversed(candidate.of(Stage.TRAIN, f"s{seed}")) if a.outcome is Outcome.SUCCEEDED)
         assert trained.result is not None

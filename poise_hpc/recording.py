@@ -118,8 +118,8 @@ def elements(candidate: Candidate, seed: int) -> list[tuple[Path, dict[str, Any]
     """Evaluation elements of one training seed with their files, whichever jobs wrote them, in (point, benchmark) order."""
     paths: dict[str, Path] = {}
     for attempt in candidate.attempts:
-        if attempt.stage == Stage.EVALUATE and attempt.seed == seed and attempt.outcome is Outcome.SUCCEEDED and attempt.result:
-            paths |= {Path(name).name: attempt.folder / name for name in attempt.result["payload"]["elements"]}
+        if attempt.seed == seed and attempt.outcome is Outcome.SUCCEEDED and attempt.result:  # of TRAIN or EVALUATE
+            paths |= {Path(name).name: attempt.folder / name for name in attempt.result["payload"].get("elements", ())}
     return [(paths[name], files.read_json(paths[name])) for name in sorted(paths)]
 
 

@@ -27,7 +27,7 @@ STOP_SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 WORK = {  # job kind -> "module:function" of (job, attempt_dir) -> payload
     "prepare": "poise_hpc.tasks.base:run_prepare",
     "check": "poise_hpc.algorithms.checks:run",
-    "train": "poise_hpc.training.job:run",
+    "train": "poise_hpc.worker:train",
     "evaluate": "poise_hpc.evaluation.job:run",
 }
 
@@ -101,6 +101,17 @@ def prepare_network() -> None:
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
             os.environ["MASTER_PORT"] = str(s.getsockname()[1])
+
+
+def train(job: dict[str, Any], attempt: Path) -> dict[str, Any]:
+    """A training run; with job["purpose"] its snapshots are evaluated by the same process, which has everything loaded."""
+    from .evaluation import job as evaluation
+    from .training import job as training
+
+    payload = training.run(job, attempt)
+    if "purpose" in job and int(os.environ.get("RANK", "0")) == 0:
+        payload |= evaluation.run(job | {"weights": {at: str(attempt / path) for at, path in payload["snapshots"].items()}}, attempt)
+    return payload
 
 
 def run(job: dict[str, Any], attempt: Path) -> dict[str, Any]:

@@ -27,17 +27,22 @@ ROWS_AT_ONCE = 1024  # completions between two signs of life
 
 
 def run(job: dict[str, Any], attempt_dir: Path) -> dict[str, Any]:
-    """Evaluate job["weights"] {point: folder} on every benchmark of the config. Payload: the elements' names."""
+    """Evaluate job["weights"] {point: folder} on every benchmark of the config, or on the (point, benchmark) pairs of
+    job["only"]. Payload: the elements' names."""
     config = configuration.parse(job["config"])
     task = load_task(config)
     data_sha256 = task.data_sha256()
     folders = [Path(folder) / "elements" for folder in (*job.get("resume", ()), attempt_dir)]
     out = attempt_dir / "elements"
     out.mkdir(exist_ok=True)
-    names, total = [], len(job["weights"]) * len(config.evaluate.benchmarks)
+    pairs = job.get("only") or [[at, name] for at in job["weights"] for name in config.evaluate.benchmarks]
+    names, total = [], len(pairs)
     for at, folder in job["weights"].items():
-        weights, engine = weights_sha256(Path(folder)), None
+        weights, engine = "", None
         for name, benchmark in config.evaluate.benchmarks.items():
+            if [at, name] not in pairs:
+                continue
+            weights = weights or weights_sha256(Path(folder))
             key = f"{at}-{name}"
             wanted = {"at": at, "benchmark": name, "split": benchmark.split, "n": benchmark.samples, "purpose": job["purpose"],
                       "temperature": benchmark.temperature, "weights_sha256": weights, "data_sha256": data_sha256}
