@@ -25,12 +25,9 @@ from typing import Any
 import numpy as np
 
 from . import files
-from .entry import COMPLETION_ROW, EVALUATION_ROW, SCALARS, Entry, completion_tables, curve_table, evaluation_table
+from .entry import COMPLETION_ROW, EVALUATION_ROW, SCALARS, Entry
 from .files import CorruptFile
 from .types import EntrySummary, Outcome, PoiseError, Score, candidate_number
-
-__all__ = ["ArchiveView", "Entry", "completion_tables", "curve_table", "evaluation_table", "read", "rebuild", "summary", "verify",
-           "verify_campaign", "write"]
 
 FORMAT = 1
 USER_BLOCK = 512        # bytes before the HDF5 superblock

@@ -64,15 +64,24 @@ def evaluation_table(elements: Iterable[tuple[int, Mapping[str, Any]]]) -> np.nd
     return np.array(rows, EVALUATION_ROW)
 
 
-def completion_tables(completions: Iterable[tuple[int, float, str, Any, int, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """(flat tokens, rows of COMPLETION_ROW) from (training seed, at, benchmark, problem, sample, token ids)."""
-    rows, parts, start = [], [], 0
-    for seed, at, benchmark, problem, sample, tokens in completions:
-        rows.append((seed, float(at), _name(benchmark, 32), _name(problem, 64), sample, start, len(tokens)))
-        parts.append(np.asarray(tokens, "<u4"))
+def completion_tables(elements: Iterable[tuple[int, Mapping[str, Any], np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """(flat tokens, rows of COMPLETION_ROW) from (training seed, evaluation element, its tokens, its offsets (P * n + 1,)).
+
+    By the column: a record holds thousands of completions, and row by row they would cost more than all the rest.
+    """
+    tables, parts, start = [], [], 0
+    for seed, e, tokens, offsets in elements:
+        n, problems = e["n"], [_name(p, 64) for p in e["problem_ids"]]
+        table = np.zeros(len(problems) * n, COMPLETION_ROW)
+        table["seed"], table["at"], table["benchmark"] = seed, float(e["at"]), _name(e["benchmark"], 32)
+        table["problem"], table["sample"] = np.repeat(np.array(problems, "S64"), n), np.tile(np.arange(n), len(problems))
+        table["start"], table["length"] = start + offsets[:-1], np.diff(offsets)
+        tables.append(table)
+        parts.append(tokens)
         start += len(tokens)
     flat = np.concatenate(parts) if parts else np.zeros(0, "<u2")
-    return flat.astype("<u4" if flat.size and flat.max() > 0xFFFF else "<u2"), np.array(rows, COMPLETION_ROW)
+    index = np.concatenate(tables) if tables else np.zeros(0, COMPLETION_ROW)
+    return flat.astype("<u4" if flat.size and flat.max() > 0xFFFF else "<u2"), index
 
 
 def curve_table(rows_by_seed: Mapping[int, Iterable[Mapping[str, Any]]]) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:

@@ -8,11 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from . import archive as archive_tables
+from . import entry as tables
 from . import files, jobspec, stats
 from .agent.base import Facts, Proposer
-from .archive import ArchiveView, Entry
+from .archive import ArchiveView
 from .campaign import Attempt, Campaign, Candidate
+from .entry import Entry
 from .evaluation import metrics
 from .types import BASELINE_ID, EntrySummary, Outcome, Score, Stage
 
@@ -77,12 +78,12 @@ class Recorder:
     def entry(self, candidate: Candidate) -> Entry:
         """Everything of a candidate, from its files."""
         campaign, proposal, rows = self.campaign, candidate.proposal(), curves(candidate)
-        names, steps, values = archive_tables.curve_table({int(seed): r for seed, r in rows.items()})
+        names, steps, values = tables.curve_table({int(seed): r for seed, r in rows.items()})
         seeds = campaign.config.search.train_seeds
         evaluated = {seed: elements(candidate, seed) for seed in seeds}
         trained = [a for seed in seeds if (a := _trained(candidate, seed))]
         found = self.score(candidate)
-        tokens, index = archive_tables.completion_tables(c for seed, e in evaluated.items() for c in completions(seed, e))
+        tokens, index = tables.completion_tables(c for seed, e in evaluated.items() for c in completions(seed, e))
         check = candidate.of(Stage.CHECK, "")
         reflection = candidate.folder / "reflection.json"
         return Entry(
@@ -95,7 +96,7 @@ class Recorder:
             checks=(files.read_json(check[-1].folder / "checks.json") or {}).get("checks", []) if check else [],
             attempts=[attempt_row(a) for a in candidate.attempts], timings=timings(trained), score=asdict(found) if found else None,
             behaviour=behaviour(rows), reflection=files.read_json(reflection), curve_names=names, curve_steps=steps, curve_values=values,
-            evaluations=archive_tables.evaluation_table((seed, e) for seed, found in evaluated.items() for _, e in found),
+            evaluations=tables.evaluation_table((seed, e) for seed, found in evaluated.items() for _, e in found),
             completion_tokens=tokens, completion_index=index)
 
 
@@ -104,7 +105,7 @@ def curves(candidate: Candidate) -> dict[str, list[dict[str, Any]]]:
     out = {}
     for attempt in candidate.attempts:
         if attempt.stage == Stage.TRAIN and (rows := list(files.read_lines(attempt.folder / "curves.jsonl"))):
-            out[str(attempt.seed)] = rows
+            out[str(attempt.seed)] = [row | {f"reward/{name}": value for name, value in row.get("components", {}).items()} for row in rows]
     return out
 
 
@@ -152,17 +153,15 @@ def timings(trained: list[Attempt]) -> dict[str, float]:
     return total
 
 
-def completions(seed: int, found: list[tuple[Path, dict[str, Any]]]) -> Iterator[tuple[int, float, str, str, int, Any]]:
-    """(seed, at, benchmark, problem, sample, tokens) of the last evaluation point's raw completions."""
+def completions(seed: int, found: list[tuple[Path, dict[str, Any]]]) -> Iterator[tuple[int, dict[str, Any], Any, Any]]:
+    """(seed, element, tokens, offsets) of the last evaluation point's raw completions."""
     import numpy
 
     last = max((float(e["at"]) for _, e in found), default=0.0)
     for path, e in found:
         if float(e["at"]) == last:
             with numpy.load(path.with_suffix(".npz")) as data:
-                tokens, offsets = data["tokens"], data["offsets"]
-            for i in range(len(offsets) - 1):
-                yield seed, last, e["benchmark"], e["problem_ids"][i // e["n"]], i % e["n"], tokens[offsets[i]:offsets[i + 1]]
+                yield seed, e, data["tokens"], data["offsets"]
 
 
 def clean(candidate: Candidate) -> None:

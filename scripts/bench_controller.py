@@ -25,6 +25,7 @@ import numpy as np  # noqa: E402
 from helpers_campaign import campaign, noop_work  # noqa: E402
 
 from poise_hpc import recording, views  # noqa: E402
+from poise_hpc.archive import read  # noqa: E402
 from poise_hpc.agent.offline import OfflineProposer  # noqa: E402
 from poise_hpc.cluster import InlineCluster  # noqa: E402
 from poise_hpc.config import overlay, parse  # noqa: E402
@@ -80,7 +81,7 @@ def fill(folder: Path, entries: int) -> None:
 
     opened, rng = Campaign.open(folder), np.random.default_rng(0)
     ids = opened.ids()[1:]
-    models = [recording.archive_tables.read(opened.records / f"{id}.h5") for id in ids]
+    models = [read(opened.records / f"{id}.h5") for id in ids]
     view = recording.ArchiveView.load(opened.root)
     for number in range(len(ids) + 1, entries):
         id, source = f"c{number:04d}", number % len(ids)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from poise_hpc.archive import Entry, completion_tables, curve_table, evaluation_table
+from poise_hpc.entry import Entry, completion_tables, curve_table, evaluation_table
 from poise_hpc.types import EntrySummary, Outcome, Score
 
 
@@ -35,7 +35,9 @@ def entry(number: int = 7, **changes: Any) -> Entry:
     """A small whole entry: two seeds, three steps, two problems, six completions."""
     element = {"at": 1.0, "benchmark": "hard", "problem_ids": [4, 9], "n": 3, "correct": [1, 3], "valid": [2, 3],
                "truncated": [1, 0], "mean_length": [2.5, 4.0]}
-    tokens, index = completion_tables((s, 1.0, "hard", p, k, np.arange(s + k + 1)) for s in (0, 1) for p in (4,) for k in range(3))
+    lengths = np.array([1, 2, 3, 1, 1, 4])
+    offsets = np.concatenate([[0], lengths.cumsum()])
+    tokens, index = completion_tables((s, element, np.arange(12) + s, offsets) for s in (0, 1))
     names, steps, values = curve_table({0: [{"step": 1, "reward": 0.1, "entropy": 1.0}, {"step": 2, "reward": 0.2, "entropy": 0.9}],
                                         1: [{"step": 1, "reward": 0.3, "entropy": 1.1}]})
     data = dict(

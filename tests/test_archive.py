@@ -12,6 +12,7 @@ import pytest
 from helpers_archive import entry
 
 from poise_hpc import archive
+from poise_hpc.entry import Entry, completion_tables, curve_table
 from poise_hpc.archive import ArchiveView
 from poise_hpc.files import CorruptFile, dumps
 from poise_hpc.types import Outcome, PoiseError
@@ -60,7 +61,7 @@ def test_what_is_written_is_read(campaign):
 
 def test_a_failed_candidate_without_curves(campaign):
     failed = entry(outcome=Outcome.CANDIDATE_ERROR, cause="raised", score=None, **{
-        name: f.default_factory() for name, f in archive.Entry.__dataclass_fields__.items() if isinstance(f.type, str) and f.type == "np.ndarray"})
+        name: f.default_factory() for name, f in Entry.__dataclass_fields__.items() if isinstance(f.type, str) and f.type == "np.ndarray"})
     archive.write(record(campaign), failed)
     back = archive.read(record(campaign))
     assert_same(back, failed)
@@ -138,7 +139,7 @@ def test_killed_writers_leave_whole_records_or_none(campaign):
 # --- tables
 
 def test_curves_by_hand():
-    names, steps, values = archive.curve_table({3: [{"step": 1, "b": 2.0, "a": 1}, {"step": 3, "b": 4.0}], 5: [{"step": 2, "a": None}]})
+    names, steps, values = curve_table({3: [{"step": 1, "b": 2.0, "a": 1}, {"step": 3, "b": 4.0}], 5: [{"step": 2, "a": None}]})
     assert names == ("a", "b") and steps.tolist() == [1, 2, 3]
     nan = float("nan")
     np.testing.assert_equal(values, [[[1, nan, nan], [2, nan, 4]], [[nan] * 3, [nan] * 3]])
@@ -147,14 +148,15 @@ def test_curves_by_hand():
 def test_evaluations_and_completions_by_hand():
     e = entry()
     assert e.evaluations[1].tolist() == (0, 1.0, b"hard", b"9", 3, 3, 3, 0, 4.0)
-    last = e.completion_index[-1]  # seed 1, sample 2: tokens 0 1 2 3
-    assert (last["seed"], last["sample"]) == (1, 2)
-    assert e.completion_tokens[last["start"]:last["start"] + last["length"]].tolist() == [0, 1, 2, 3]
+    last = e.completion_index[-1]  # seed 1: tokens 1 .. 12, of which sample 2 of problem 9 has the last four
+    assert (last["seed"], last["problem"], last["sample"]) == (1, b"9", 2)
+    assert e.completion_tokens[last["start"]:last["start"] + last["length"]].tolist() == [9, 10, 11, 12]
     assert e.completion_tokens.dtype == np.uint16
-    wide, _ = archive.completion_tables([(0, 1.0, "hard", 1, 0, np.array([70000]))])
+    element = {"at": "1", "benchmark": "hard", "problem_ids": [1], "n": 1}
+    wide, _ = completion_tables([(0, element, np.array([70000]), np.array([0, 1]))])
     assert wide.tolist() == [70000]
     with pytest.raises(PoiseError, match="at most 32 bytes"):
-        archive.completion_tables([(0, 1.0, "x" * 33, 1, 0, np.array([1]))])
+        completion_tables([(0, element | {"benchmark": "x" * 33}, np.array([1]), np.array([0, 1]))])
 
 
 # --- index
@@ -272,7 +274,7 @@ def test_the_script_of_the_format_page_reads_a_record(campaign):
     archive.write(record(campaign), entry())
     out = subprocess.run([sys.executable, "-c", script, str(record(campaign))], capture_output=True, text=True, check=True).stdout
     assert out.startswith("c0007 VM-AV-GRPO succeeded from ['c0000']\noverall 50.0")
-    assert "entropy at the last step, by seed: [0.9 nan]" in out and "6 completions" in out
+    assert "entropy at the last step, by seed: [0.9 nan]" in out and "12 completions" in out
 
 
 def test_the_format_page_names_every_dataset_and_field(campaign):
