@@ -1,0 +1,35 @@
+# shellcheck shell=bash
+# Sourced by the controller wrappers: a chain of jobs with one name, of which one runs at a time.
+#
+# The next link is submitted when a link starts, not when it ends, so that a killed node cannot break the chain.
+# `singleton` makes it wait for this one; a link that Slurm requeued finds its successor by name and adds none.
+
+chain=$SLURM_JOB_NAME
+
+add_link() {  # add_link MINUTES SCRIPT ARGUMENTS...   with the options this link was started with
+  local minutes=$1 waiting options; shift
+  waiting=$(squeue --noheader --user="$(id -un)" --name="$chain" --states=PENDING --format=%A)
+  [ -z "$waiting" ] || return 0
+  mapfile -t options <<<"${POISE_SBATCH:---parsable}"
+  (forget_job
+   sbatch "${options[@]}" --job-name="$chain" --dependency=singleton --begin="now+${minutes}minutes" "$@")
+}
+
+end_chain() {  # end_chain REASON   takes the waiting link out; this one ends by itself
+  say "$1; no further link"
+  scancel --user="$(id -un)" --name="$chain" --state=PENDING
+}
+
+over() {  # over CAMPAIGN   done, or only a person can go on
+  "$POISE_HOST_PYTHON" -m poise_hpc.cli status "$1" --json | "$POISE_HOST_PYTHON" -c '
+import json, sys
+status = json.load(sys.stdin)
+sys.exit(not (status["done"] or status["held"] and not status["running"]))'
+}
+
+link_ended() {  # link_ended CODE CAMPAIGN   what an exit code of poise-hpc means for the chain
+  case $1 in
+    2 | 126 | 127) end_chain "poise-hpc cannot run like this (exit code $1)" ;;
+    *) if over "$2"; then end_chain "$2 is done or needs a person (exit code $1)"; fi ;;
+  esac
+}
