@@ -1,252 +1,228 @@
-"""The contract checks: seeds pass them, and each way to break an algorithm is caught by the check that is meant for it."""
-from __future__ import annotations
-
+"""Algorithms broken on purpose: each is caught, and by the check that is meant to."""
 import json
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 import torch
 
-from poise_hpc.algorithms import checks, seeds
-from poise_hpc.algorithms.base import Advantages, Algorithm, Mechanism
+from poise_hpc.algorithms import checks
+from poise_hpc.algorithms.base import Advantages, Algorithm, Mechanism, Reduction
+from poise_hpc.algorithms.checks import CHECKS, response_report, run_checks
 from poise_hpc.algorithms.grpo import GRPO
 from poise_hpc.algorithms.load import write_seed_package
-from poise_hpc.algorithms.ops import group_mean, k3
+from poise_hpc.algorithms.ops import clipped, group_mean, group_std, k3, ratio
+from poise_hpc.algorithms.seeds import seed
 from poise_hpc.types import CandidateError
 
-
-def failing(algorithm: Algorithm) -> dict[str, str]:
-    return {r.name: r.message for r in checks.run_checks(algorithm) if not r.passed}
+ELSEWHERE: dict[str, Any] = {"calls": 0}
 
 
-@pytest.mark.parametrize("name", seeds.SEEDS)
-@pytest.mark.parametrize("seed", [0, 1])
-def test_seeds_keep_the_contract(name, seed):
-    results = checks.run_checks(seeds.seed(name), seed=seed)
-    assert [r.name for r in results] == [c.name for c in checks.CHECKS]
-    assert [f"{r.name}: {r.message}" for r in results if not r.passed] == []
+def grpo(advantages=None, token_loss=None, select=None, **declared):
+    """GRPO with some of its parts replaced."""
+    methods = {"advantages": advantages, "token_loss": token_loss, "select": select}
+    body = {k: v for k, v in methods.items() if v} | {"needs": frozenset(), "zero_advantage_zero_loss": True} | declared
+    return dataclass(frozen=True)(type("Broken", (GRPO,), body))()
 
 
-@pytest.mark.parametrize("name", seeds.SEEDS)
-def test_seeds_keep_it_without_any_of_their_mechanisms(name):
-    for mechanism in seeds.seed(name).mechanisms:
-        if mechanism.off:
-            assert failing(seeds.seed(name).without(mechanism.name)) == {}
+def advantages(change):
+    """GRPO's advantages, changed by change(self, A, rollouts, state)."""
+    def of(self, rollouts, state):
+        return Advantages(change(self, GRPO().advantages(rollouts, state).value, rollouts, state))
+    return of
 
 
-# -- algorithms broken on purpose: each is GRPO but for one thing ------------------------------------------------------
-
-def broken(check: str, **members: Any):
-    """A frozen dataclass of GRPO with other members, and the check that must catch it."""
-    kind = dataclass(frozen=True)(type("Broken", (GRPO,), members))
-    return pytest.param(kind, check, id=f"{check}-{next(iter(members))}-{len(BROKEN)}")
+def loss(change):
+    """GRPO's token loss, changed by change(self, l, batch, state)."""
+    return lambda self, batch, state: change(self, GRPO().token_loss(batch, state), batch, state)
 
 
-def loss(f):
-    return {"token_loss": lambda self, batch, state: f(self, batch, GRPO().token_loss(batch, state))}
+def doubled_in_place(self, A, rollouts, state):
+    rollouts.reward.mul_(2)
+    return A
 
 
-def advantage(f):
-    return {"advantages": lambda self, r, state: f(r, GRPO().advantages(r, state).value)}
+def counted_elsewhere(self, A, rollouts, state):
+    ELSEWHERE["calls"] += 1
+    return A * ELSEWHERE["calls"]
 
 
-def writes_reward(r, A):
-    r.reward.zero_()
-    return Advantages(A)
+def remembered(self, A, rollouts, state):
+    state.setdefault("seen", []).extend(rollouts.reward.tolist() * 50)
+    return A
 
 
-def remembers(r, A, seen=[]):  # noqa: B006: the fault
-    seen.append(1)
-    return Advantages(A * len(seen))
+def keyed_by_number(self, A, rollouts, state):
+    seen = state.setdefault("by_group", {})
+    seen[0] = seen.get(0, 0) + 1
+    return A * seen[0]
 
 
-def counts_microbatches(self, batch, state):
+def counted_in_state(self, l, batch, state):
     state["calls"] = state.get("calls", 0) + 1
-    return GRPO().token_loss(batch, state)
+    return l
 
 
-def int_keys(self, r, state):
-    state[r.step % 3] = 1.0
-    return Advantages(GRPO().advantages(r, state).value * state.get(1, 2.0))
+def validity_without_fallback(self, rollouts, state):
+    R, g, v = rollouts.reward, rollouts.group, rollouts.valid
+    return Advantages((R - group_mean(R, g, v)) / (group_std(R, g, v) + 1e-6))
 
 
-def grows(self, r, state):
-    state.setdefault("all", []).extend(r.reward.tolist() * 200)
-    return GRPO().advantages(r, state)
+def naive_mean(self, rollouts, state):
+    A = [(r - r.mean()) / (r.std() + 1e-6) for r in (rollouts.reward[rollouts.group == k] for k in range(rollouts.groups))]
+    return Advantages(torch.cat(A))
 
 
-def keeps_tensor(self, r, state):
-    state["baseline"] = r.reward.mean()
-    return GRPO().advantages(r, state)
+def unmasked_exp(self, l, batch, state):
+    return l + 0.1 * ((batch.logp - batch.logp_old).exp() - 1).cumsum(-1)
 
 
-def from_groups(value):
-    return {"select": lambda self, r, state: value(r)}
+def first_of_group(self, A, rollouts, state):
+    return A * torch.linspace(1, 2, len(A))
 
 
-BROKEN: list[Any] = []
-BROKEN += [broken("declared", needs=frozenset({"critic"}))]
-BROKEN += [broken("declared", needs={"entropy"})]
-BROKEN += [broken("declared", reduction="mean")]
-BROKEN += [broken("declared", mechanisms=(Mechanism("x", "clipping", off={"no_field": 1}),))]
-BROKEN += [broken("declared", mechanisms=(Mechanism("x", "clipping"), Mechanism("x", "ratio")))]
-BROKEN += [broken("declared", __annotations__={"extra": float}, extra=float("nan"))]
-BROKEN += [broken("finite", **loss(lambda self, b, x: x.mean()))]                                        # a scalar
-BROKEN += [broken("finite", **loss(lambda self, b, x: x.detach()))]                                      # no gradient
-BROKEN += [broken("finite", **loss(lambda self, b, x: x * ((b.logp - b.logp_old) * 20).exp()))]          # inf far away
-BROKEN += [broken("finite", **loss(lambda self, b, x: x + (b.logp - b.logp_old).abs().sqrt()))]          # infinite slope at 0
-BROKEN += [broken("finite", **advantage(lambda r, A: Advantages(A / A.abs().max())))]                    # 0 / 0 for equal rewards
-BROKEN += [broken("finite", **advantage(lambda r, A: Advantages(A.view(-1, 1))))]                        # (N, 1)
-BROKEN += [broken("finite", **advantage(lambda r, A: A))]                                                # no Advantages
-BROKEN += [broken("finite", **advantage(lambda r, A: Advantages(A, r.valid.float())))]                   # keep is no bool
-BROKEN += [broken("bounded", **advantage(lambda r, A: Advantages(A * 1e6)))]
-BROKEN += [broken("selection", **from_groups(lambda r: r.valid))]                                        # (N,) where (G,) is wanted
-BROKEN += [broken("selection", **from_groups(lambda r: torch.ones(r.groups)))]
-BROKEN += [broken("padding", **loss(lambda self, b, x: x * b.logp_old.mean(-1, keepdim=True)))]
-BROKEN += [broken("padding", **advantage(lambda r, A: Advantages(A * r.logp_old.sum(-1))))]
-BROKEN += [broken("padding", **loss(lambda self, b, x: x / b.mask.shape[1]))]                            # the batch's width
-BROKEN += [broken("permutation", **advantage(lambda r, A: Advantages(A * torch.arange(len(A)))))]
-BROKEN += [broken("permutation", **advantage(lambda r, A: Advantages(A * (r.group == 0))))]
-BROKEN += [broken("microbatches", **loss(lambda self, b, x: x / b.mask.sum()))]                          # the microbatch's token count
-BROKEN += [broken("microbatches", **loss(lambda self, b, x: x - torch.where(b.mask, b.logp, 0.0).mean()))]
-BROKEN += [broken("microbatches", **loss(lambda self, b, x: x * b.advantage.abs().max()))]
-BROKEN += [broken("constant", **advantage(writes_reward))]
-BROKEN += [broken("constant", token_loss=counts_microbatches)]
-BROKEN += [broken("constant", **advantage(lambda r, A: Advantages(A + 0.01 * torch.rand(len(A)))))]
-BROKEN += [broken("deterministic", **advantage(remembers))]
-BROKEN += [broken("state", advantages=int_keys)]
-BROKEN += [broken("state", advantages=grows)]
-BROKEN += [broken("state", advantages=keeps_tensor)]
-BROKEN += [broken("direction", **loss(lambda self, b, x: -x))]
-BROKEN += [broken("direction", **advantage(lambda r, A: Advantages(-A)))]
-BROKEN += [broken("direction", **advantage(lambda r, A: Advantages(0 * A)))]
-BROKEN += [broken("direction", **advantage(lambda r, A: Advantages(A * r.progress)))]                    # inert at first
-BROKEN += [broken("equal-rewards", **advantage(lambda r, A: Advantages(r.reward)))]                      # no baseline
-BROKEN += [broken("zero-promise", **loss(lambda self, b, x: x + 0.01 * b.logp.square()))]
-BROKEN += [broken("zero-promise", needs=frozenset({"ref_logp"}), **loss(lambda self, b, x: x + 0.1 * k3(b)))]
-BROKEN += [broken("mechanisms", mechanisms=(Mechanism("floor", "normalization", off={"std_floor": float("inf")}),))]
+def longest_of_batch(self, l, batch, state):
+    return l / batch.length.max()
 
 
-@pytest.mark.parametrize(("kind", "check"), BROKEN)
-def test_broken_algorithms_are_caught_by_the_check_for_it(kind, check):
-    assert check in failing(kind())
+BROKEN = {
+    # declared
+    "no dataclass": ("declared", type("Plain", (GRPO,), {"extra": 1})()),
+    "list of mechanisms": ("declared", grpo(mechanisms=[Mechanism("x", "kl")])),
+    "unknown kind": ("declared", grpo(mechanisms=(Mechanism("x", "magic"),))),
+    "off names no field": ("declared", grpo(mechanisms=(Mechanism("x", "kl", off={"bta": 0.0}),))),
+    "two of a name": ("declared", grpo(mechanisms=(Mechanism("x", "kl"), Mechanism("x", "ratio")))),
+    "needs of its own": ("declared", grpo(needs=frozenset({"values"}))),
+    "reduction as text": ("declared", grpo(reduction="mean")),
+    "infinite hyperparameter": ("declared", replace(GRPO(), clip=float("inf"))),
+    "state of tensors": ("declared", grpo(initial_state=lambda self: {"mean": torch.zeros(2)})),
+    # finite
+    "wrong shape of A": ("finite", grpo(advantages(lambda s, A, r, st: A[:-1]))),
+    "integer A": ("finite", grpo(advantages(lambda s, A, r, st: A.long()))),
+    "tensor for Advantages": ("finite", grpo(lambda self, r, st: r.reward)),
+    "NaN for equal rewards": ("finite", grpo(advantages(lambda s, A, r, st: (r.reward - group_mean(r.reward, r.group)) /
+                                                        group_std(r.reward, r.group)))),
+    "keep of numbers": ("finite", grpo(lambda self, r, st: Advantages(r.reward, keep=r.reward))),
+    "reduced loss": ("finite", grpo(token_loss=loss(lambda s, l, b, st: l.mean()))),
+    "loss without gradient": ("finite", grpo(token_loss=loss(lambda s, l, b, st: l.detach()))),
+    "overflow": ("finite", grpo(token_loss=loss(lambda s, l, b, st: l * (5 * (b.logp - b.logp_old)).exp()))),
+    "infinite gradient": ("finite", grpo(token_loss=loss(lambda s, l, b, st: l + (b.logp - b.logp_old).abs().sqrt()))),
+    "undeclared need": ("finite", grpo(token_loss=lambda self, b, st: k3(b))),
+    # the others
+    "division by almost nothing": ("bounded", grpo(validity_without_fallback)),
+    "selection of completions": ("selection", grpo(select=lambda self, r, st: r.valid)),
+    "selection with memory": ("selection", grpo(select=lambda self, r, st: st.update(n=1))),
+    "padding leaks": ("padding", grpo(token_loss=loss(lambda s, l, b, st: l - l.detach().sum(-1, keepdim=True)))),
+    "mean over the padded width": ("padding", grpo(advantages(lambda s, A, r, st: A * r.mask.float().mean()))),
+    "position in the batch": ("permutation", grpo(advantages(first_of_group))),
+    "number of the group": ("permutation", grpo(advantages(lambda s, A, r, st: A * (1 + r.group)))),
+    "mean over the microbatch": ("microbatches", grpo(token_loss=loss(lambda s, l, b, st: l - l[b.mask].detach().mean()))),
+    "normalized in the microbatch": ("microbatches", grpo(token_loss=loss(longest_of_batch))),
+    "input changed": ("constant", grpo(advantages(doubled_in_place))),
+    "noise": ("constant", grpo(advantages(lambda s, A, r, st: A + 0.0 * torch.randn(len(A))))),
+    "state changed by the loss": ("constant", grpo(token_loss=loss(counted_in_state))),
+    "memory outside the state": ("deterministic", grpo(advantages(counted_elsewhere))),
+    "state that grows": ("state", grpo(advantages(remembered))),
+    "state that JSON changes": ("state", grpo(advantages(keyed_by_number))),
+    "sign flip": ("direction", grpo(token_loss=loss(lambda s, l, b, st: -l))),
+    "inert": ("direction", grpo(advantages(lambda s, A, r, st: 0.0 * A))),
+    "rounding error over a small std": ("equal-rewards", grpo(naive_mean)),
+    "no baseline": ("equal-rewards", grpo(lambda self, r, st: Advantages(r.reward))),
+    "KL term and a false promise": ("zero-promise", grpo(token_loss=lambda self, b, st: clipped(ratio(b), b.advantage, 0.2, 0.2) + k3(b),
+                                                         needs=frozenset({"ref_logp"}))),
+    "off raises": ("mechanisms", grpo(mechanisms=(Mechanism("clip", "clipping", off={"clip": "none"}),))),
+    "off divides by 0": ("mechanisms", grpo(advantages(lambda s, A, r, st: A / s.clip),
+                                         mechanisms=(Mechanism("clip", "clipping", off={"clip": 0.0}),))),
+}
 
 
-def test_every_check_has_caught_something():
-    assert {p.values[1] for p in BROKEN} == {c.name for c in checks.CHECKS}
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_algorithm_is_caught_by_the_check_that_is_meant_to(case):
+    name, algorithm = BROKEN[case]
+    results = {r.name: r for r in run_checks(algorithm)}
+    assert not results[name].passed, "passed: " + ", ".join(results)
+    assert results[name].message
 
 
-def test_what_is_not_promised_is_not_demanded():
-    kind = dataclass(frozen=True)(type("KL", (GRPO,), {
-        "needs": frozenset({"ref_logp"}), "zero_advantage_zero_loss": False, **loss(lambda self, b, x: x + 0.1 * k3(b))}))
-    assert failing(kind()) == {}
+def test_the_unbroken_one_passes_with_all_results():
+    results = run_checks(grpo(advantages(lambda s, A, r, st: A), loss(lambda s, l, b, st: l)))
+    assert [r.name for r in results] == [c.name for c in CHECKS]
+    assert [r for r in results if not r.passed] == []
 
 
-def test_a_class_that_is_no_dataclass_is_told_so():
-    assert "@dataclass(frozen=True)" in failing(type("Plain", (GRPO,), {})())["declared"]
+def test_a_malformed_declaration_ends_the_run():
+    assert [r.name for r in run_checks(BROKEN["reduction as text"][1])] == ["declared"]
 
 
-def test_wrong_declarations_end_the_run():
-    assert list(failing(BROKEN[0].values[0]())) == ["declared"]
+def test_reinforce_without_baseline_is_allowed_if_it_promises_nothing():
+    plain = grpo(lambda self, r, st: Advantages(r.reward), zero_advantage_zero_loss=False)
+    assert [r for r in run_checks(plain) if not r.passed] == []
 
 
-def test_undeclared_needs_are_named_by_their_exception():
-    kind = dataclass(frozen=True)(type("NoNeeds", (GRPO,), loss(lambda self, b, x: x + 0.1 * k3(b))))
-    assert "declare needs" in failing(kind())["finite"]
+def test_a_state_that_is_kept_well_passes():
+    def advantages(self, rollouts, state):
+        state["baseline"] = 0.9 * state["baseline"] + 0.1 * float(rollouts.reward.mean())
+        return Advantages(rollouts.reward - state["baseline"])
+
+    moving = grpo(advantages, initial_state=lambda self: {"baseline": 0.0}, zero_advantage_zero_loss=False)
+    assert [r for r in run_checks(moving) if not r.passed] == []
 
 
-def test_rounding_noise_is_caught():
-    # The float32 mean of 14 times 0.1 is not 0.1: over a std of 0 + 1e-9 the difference is an advantage above 1.
-    def advantages(self, r, state):
-        mean = torch.stack([r.reward[r.group == g].mean() for g in r.group])
-        return Advantages((r.reward - mean) / 1e-9)
-
-    kind = dataclass(frozen=True)(type("Naive", (GRPO,), {"advantages": advantages}))
-    assert "equal-rewards" in failing(kind())
-    exact = dataclass(frozen=True)(type("Exact", (GRPO,), {
-        "advantages": lambda self, r, state: Advantages((r.reward - group_mean(r.reward, r.group)) / 1e-9)}))
-    assert "equal-rewards" not in failing(exact())
+def test_the_random_generator_is_left_as_it_was():
+    before = torch.get_rng_state()
+    run_checks(BROKEN["noise"][1])
+    assert torch.equal(before, torch.get_rng_state())
 
 
 # -- the job -----------------------------------------------------------------------------------------------------------
 
-def run(tmp_path: Path, text: str | None) -> tuple[CandidateError | dict[str, Any], dict[str, Any]]:
-    package, attempt = tmp_path / "package", tmp_path / "attempt"
-    attempt.mkdir()
-    write_seed_package("grpo", package)
-    if text is not None:
-        (package / "algorithm.py").write_text(text)
-    try:
-        result: Any = checks.run({"package": str(package)}, attempt)
-    except CandidateError as error:
-        result = error
-    return result, json.loads((attempt / "checks.json").read_text())
+def test_the_job_reports_every_check(tmp_path):
+    write_seed_package("validity_masking", tmp_path / "c0001")
+    payload = checks.run({"package": str(tmp_path / "c0001")}, tmp_path)
+    assert payload == json.loads((tmp_path / "checks.json").read_text())
+    assert all(c["passed"] and c["name"] and c["seconds"] >= 0 for c in payload["checks"]) and len(payload["checks"]) == len(CHECKS)
+    assert payload["response"]["valid"] > 0 and payload["response"]["entropy"] == 0
 
 
-def test_the_job_of_a_good_package(tmp_path):
-    payload, written = run(tmp_path, None)
-    assert payload == written and all(c["passed"] for c in payload["checks"])
-    assert set(payload["checks"][0]) == {"name", "passed", "message", "seconds"}
-    assert set(payload["response"]) >= {"reward", "components", "valid"} and payload["versions"]["torch"] == torch.__version__
+def test_the_job_names_all_failures_with_the_candidates_lines(tmp_path):
+    write_seed_package("grpo", tmp_path / "c0002")
+    file = tmp_path / "c0002" / "algorithm.py"
+    file.write_text(file.read_text().replace("R, g = rollouts.reward, rollouts.group", "R, g = rollouts.rewards, rollouts.group"))
+    with pytest.raises(CandidateError) as error:
+        checks.run({"package": str(tmp_path / "c0002")}, tmp_path)
+    assert error.value.cause == "check-failed"
+    assert "finite: raised AttributeError" in error.value.message and "direction: " in error.value.message
+    line = next(i for i, text in enumerate(file.read_text().splitlines(), 1) if "rollouts.rewards" in text)
+    assert f"algorithm.py:{line} in advantages: R, g = rollouts.rewards" in error.value.message
+    assert not json.loads((tmp_path / "checks.json").read_text())["checks"][1]["passed"]
 
 
-@pytest.mark.parametrize(("text", "cause", "says"), [
-    ("import os\nALGORITHM = 1\n", "gate", "algorithm.py:1 import"),
-    ("from .x import y\nALGORITHM = y\n", "gate", "no module of the package"),
-    ("import math\nX = math.sqrt(-1)\nALGORITHM = X\n", "import-failed", "algorithm.py:2"),
-    ("ALGORITHM = 1\n", "no-algorithm", "ALGORITHM")])
-def test_a_package_that_cannot_be_checked_leaves_its_reason(text, cause, says, tmp_path):
-    error, written = run(tmp_path, text)
-    assert error.cause == cause and says in error.message
-    assert [(c["name"], c["passed"]) for c in written["checks"]] == [(cause, False)]
+def test_the_job_runs_nothing_that_the_gate_refuses(tmp_path):
+    (tmp_path / "algorithm.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nALGORITHM = None\n")
+    with pytest.raises(CandidateError, match="algorithm.py:1 name: `open`") as error:
+        checks.run({"package": str(tmp_path)}, tmp_path)
+    assert error.value.cause == "gate" and not (tmp_path / "ran").exists()
 
 
-def test_all_failing_checks_are_told_at_once(tmp_path):
-    # The sign is wrong, and the loss is not 0 where A is.
-    text = seeds.source("grpo").replace("loss = clipped(", "loss = 0.1 * batch.logp.square() - clipped(")
-    error, written = run(tmp_path, text)
-    names = [c["name"] for c in written["checks"] if not c["passed"]]
-    assert error.cause == "check-failed" and names == ["direction", "zero-promise"] and all(f"{name}: " in error.message for name in names)
+# -- evidence ----------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(("algorithm", "responds"), [
+    (seed("grpo"), {"reward", "group", "logp_old"}),
+    (seed("gpg"), {"reward", "group"}),
+    (seed("dapo"), {"reward", "group", "logp_old", "components", "length"}),
+    (seed("analytic_variance"), {"reward", "group", "logp_old", "components"}),
+    (seed("validity_masking"), {"reward", "group", "logp_old", "valid"}),
+    (seed("length_shaping"), {"reward", "group", "logp_old", "components", "length"}),
+    (seed("reinforce_pp"), {"reward", "group", "logp_old", "length"}),
+    (replace(GRPO(), kl_beta=0.1), {"reward", "group", "logp_old", "logp_ref"}),
+    (grpo(token_loss=loss(lambda s, l, b, st: l - 0.1 * b.entropy * (1 - b.progress)), needs=frozenset({"entropy"}),
+          zero_advantage_zero_loss=False), {"reward", "group", "logp_old", "entropy", "progress"}),
+    (grpo(lambda self, r, st: Advantages(r.reward - group_mean(r.reward, r.group), keep=~r.truncated)),
+     {"reward", "group", "logp_old", "truncated"}),
+    (grpo(advantages(lambda s, A, r, st: A / (1 + r.step))), {"reward", "group", "logp_old", "step"})], ids=repr)
+def test_response_report(algorithm, responds):
+    assert {k for k, v in response_report(algorithm).items() if v} == responds
 
 
-def test_an_exception_shows_the_candidates_line(tmp_path):
-    text = seeds.source("grpo").replace("R, g = rollouts.reward, rollouts.group", "R, g = rollouts.reward, rollouts.group\n        1 / 0")
-    error, _ = run(tmp_path, text)
-    line = 1 + text[:text.index("1 / 0")].count("\n")
-    assert f"algorithm.py:{line} in advantages: 1 / 0" in error.message
-    assert "checks.py" not in error.message
-
-
-# -- the response report -----------------------------------------------------------------------------------------------
-
-PLAIN = frozenset({"components", "valid", "truncated", "length", "logp_rollout", "progress", "step"})
-
-
-def responds(algorithm: Algorithm) -> set[str]:
-    return {name for name, value in checks.response_report(algorithm).items() if value}
-
-
-@pytest.mark.parametrize(("name", "plain"), [
-    ("grpo", set()), ("gpg", set()), ("gspo", set()), ("dapo", {"components", "length"}), ("reinforce_pp", {"length"}), ("validity_masking", {"valid"}),
-    ("conditional_normalization", {"components"}), ("length_shaping", {"components", "length"})])
-def test_response_of_seeds(name, plain):
-    found = responds(seeds.seed(name))
-    assert found & PLAIN == plain and found >= {"reward", "group"}
-    assert ("logp_old" in found) == (name != "gpg")  # GPG has no importance ratio
-
-
-@pytest.mark.parametrize(("field", "factor"), [
-    ("progress", lambda r: 1 + r.progress), ("step", lambda r: 1.0 + r.step), ("truncated", lambda r: 1.0 - 0.5 * r.truncated.float()),
-    ("logp_rollout", lambda r: torch.where(r.mask, r.logp_rollout, 0.0).sum(-1).exp())])
-def test_response_to_one_input(field, factor):
-    kind = dataclass(frozen=True)(type("One", (GRPO,), advantage(lambda r, A: Advantages(A * factor(r)))))
-    assert responds(kind()) - responds(GRPO()) == {field}
-
-
-@pytest.mark.parametrize(("needs", "term"), [("entropy", lambda b: b.entropy), ("ref_logp", k3)])
-def test_response_of_the_loss_alone(needs, term):
-    kind = dataclass(frozen=True)(type("Term", (GRPO,), {
-        "needs": frozenset({needs}), "zero_advantage_zero_loss": False, **loss(lambda self, b, x: x - 0.1 * term(b))}))
-    assert responds(kind()) - responds(GRPO()) == {{"ref_logp": "logp_ref"}.get(needs, needs)}
+def test_reductions_of_a_property_and_of_a_class():
+    assert isinstance(Algorithm.reduction, Reduction) and isinstance(seed("dapo").reduction, Reduction)

@@ -51,7 +51,8 @@ def run_checks(algorithm: Algorithm, seed: int = 0, package_dir: Path | None = N
     for check in CHECKS:
         start = time.perf_counter()
         try:
-            check.run(algorithm, seed)
+            with torch.random.fork_rng(devices=[]):
+                check.run(algorithm, seed)
             message = ""
         except Broken as error:
             message = str(error)
@@ -147,9 +148,10 @@ def selection(algorithm: Algorithm, seed: int) -> None:
 def padding(algorithm: Algorithm, seed: int) -> None:
     for name, batch in _ordinary(algorithm, seed):
         one = probes.update(algorithm, batch)
-        garbage = {k: torch.where(batch.mask, x, x - 5.0) for k, x in probes.tensors(batch).items() if x.ndim == 2 and k != "mask"}
-        other = probes.update(algorithm, replace(batch, **garbage))
-        _same(one, other, batch.mask, f"{name}: values at padded tokens change")
+        state = probes.fresh_state(algorithm)
+        A, keep = probes.advantages(algorithm, _with_garbage(batch), state)
+        policy = _with_garbage(probes.policy_batch(batch, A, 0.3))
+        _same(one, probes.update_policy(algorithm, policy, keep, state), batch.mask, f"{name}: values at padded tokens change")
         T, wide = batch.mask.shape[1], _widened(batch, 3)
         state = probes.fresh_state(algorithm)
         A, keep = probes.advantages(algorithm, wide, state)
@@ -197,7 +199,6 @@ def constant(algorithm: Algorithm, seed: int) -> None:
         seen, known = {k: x.detach().clone() for k, x in probes.tensors(policy).items()}, copy.deepcopy(state)
         probes.token_loss(algorithm, policy, state)
         if not torch.equal(random, torch.get_rng_state()):
-            torch.set_rng_state(random)
             raise Broken(f"{name}: random numbers were drawn")
         changed = [k for k, x in probes.tensors(batch).items() if not torch.equal(x, before[k])] + sorted(names ^ set(batch.components))
         changed += [k for k, x in probes.tensors(policy).items() if not torch.equal(x.detach(), seen[k])]
@@ -323,6 +324,12 @@ def _same(one: Update, other: Update, mask: Tensor, complaint: str) -> None:
         raise Broken(f"{complaint} which completions are kept")
     if not torch.allclose(one.z, other.z):
         raise Broken(f"{complaint} Z from {float(one.z):g} to {float(other.z):g}")
+
+
+def _with_garbage(batch: Any) -> Any:
+    """The same batch with other values at padded tokens."""
+    return replace(batch, **{k: torch.where(batch.mask, x.detach(), x.detach() - 5.0).requires_grad_(x.requires_grad)
+                             for k, x in probes.tensors(batch).items() if x.ndim == 2 and k != "mask"})
 
 
 def _widened(batch: Any, columns: int) -> Any:
