@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from . import files
-from .entry import COMPLETION_ROW, EVALUATION_ROW, SCALARS, Entry
+from .entry import EVALUATION_ROW, SCALARS, Entry
 from .files import CorruptFile
 from .types import EntrySummary, Outcome, PoiseError, Score, candidate_number
 
@@ -116,7 +116,7 @@ def _layout(entry: Entry) -> dict[str, np.ndarray]:
         "curves/values": np.ascontiguousarray(entry.curve_values, "<f8"),
         "evaluations": np.ascontiguousarray(entry.evaluations, EVALUATION_ROW),
         "completions/tokens": np.ascontiguousarray(entry.completion_tokens),
-        "completions/index": np.ascontiguousarray(entry.completion_index, COMPLETION_ROW),
+        "completions/offsets": np.ascontiguousarray(entry.completion_offsets, "<i8"),
     }
 
 
@@ -130,7 +130,7 @@ def _read(path: Path) -> tuple[Entry, str]:
         config=datasets["config"].tobytes().decode(),
         code={name.removeprefix("code/"): raw.tobytes().decode() for name, raw in datasets.items() if name.startswith("code/")},
         curve_steps=datasets["curves/steps"], curve_values=datasets["curves/values"], evaluations=datasets["evaluations"],
-        completion_tokens=datasets["completions/tokens"], completion_index=datasets["completions/index"]), digest
+        completion_tokens=datasets["completions/tokens"], completion_offsets=datasets["completions/offsets"]), digest
 
 
 def _refuse_other(path: Path, digest: str) -> None:

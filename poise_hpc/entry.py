@@ -11,10 +11,8 @@ from .types import Outcome, PoiseError
 
 EVALUATION_ROW = np.dtype([  # one (training seed, snapshot, benchmark, problem)
     ("seed", "<i4"), ("at", "<f8"), ("benchmark", "S32"), ("problem", "S64"), ("n", "<i4"), ("correct", "<i4"),
-    ("valid", "<i4"), ("truncated", "<i4"), ("mean_length", "<f4")])
-COMPLETION_ROW = np.dtype([  # one completion: tokens[start : start + length]
-    ("seed", "<i4"), ("at", "<f8"), ("benchmark", "S32"), ("problem", "S64"), ("sample", "<i4"),
-    ("start", "<i8"), ("length", "<i4")])
+    ("valid", "<i4"), ("truncated", "<i4"), ("mean_length", "<f4"),
+    ("first", "<i8")])  # of its n completions; -1: not kept
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,41 +45,38 @@ class Entry:
     curve_values: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0), "<f8"))   # (S, K, T) NaN: not there
     evaluations: np.ndarray = field(default_factory=lambda: np.zeros(0, EVALUATION_ROW))   # rows of EVALUATION_ROW
     completion_tokens: np.ndarray = field(default_factory=lambda: np.zeros(0, "<u2"))      # flat uint16 or uint32
-    completion_index: np.ndarray = field(default_factory=lambda: np.zeros(0, COMPLETION_ROW))
+    completion_offsets: np.ndarray = field(default_factory=lambda: np.zeros(1, "<i8"))     # completion i: tokens[o[i]:o[i + 1]]
 
 
 SCALARS = ("id", "name", "parents", "proposer", "proposal", "outcome", "cause", "message", "created", "seeds", "versions",
            "hashes", "pick", "checks", "attempts", "timings", "score", "behaviour", "reflection", "curve_names")
 
 
-def evaluation_table(elements: Iterable[tuple[int, Mapping[str, Any]]]) -> np.ndarray:
-    """Rows of EVALUATION_ROW from (training seed, evaluation element) pairs, as `evaluation.job` writes elements."""
-    rows = []
-    for seed, e in elements:
-        counts = zip(e["problem_ids"], e["correct"], e["valid"], e["truncated"], e["mean_length"], strict=True)
-        for problem, correct, valid, truncated, length in counts:
-            rows.append((seed, float(e["at"]), _name(e["benchmark"], 32), _name(problem, 64), e["n"], correct, valid, truncated, length))
-    return np.array(rows, EVALUATION_ROW)
+Element = tuple[int, Mapping[str, Any], np.ndarray | None, np.ndarray | None]
 
 
-def completion_tables(elements: Iterable[tuple[int, Mapping[str, Any], np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """(flat tokens, rows of COMPLETION_ROW) from (training seed, evaluation element, its tokens, its offsets (P * n + 1,)).
+def evaluation_tables(elements: Iterable[Element]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(rows of EVALUATION_ROW, flat tokens, offsets) from (training seed, element, its tokens, its offsets (P * n + 1,));
+    elements are as `evaluation.job` writes them, None for tokens and offsets leaves their completions out.
 
-    By the column: a record holds thousands of completions, and row by row they would cost more than all the rest.
+    By the column: a record holds thousands of rows, and one by one they would cost more than all the rest.
     """
-    tables, parts, start = [], [], 0
-    for seed, e, tokens, offsets in elements:
-        n, problems = e["n"], [_name(p, 64) for p in e["problem_ids"]]
-        table = np.zeros(len(problems) * n, COMPLETION_ROW)
-        table["seed"], table["at"], table["benchmark"] = seed, float(e["at"]), _name(e["benchmark"], 32)
-        table["problem"], table["sample"] = np.repeat(np.array(problems, "S64"), n), np.tile(np.arange(n), len(problems))
-        table["start"], table["length"] = start + offsets[:-1], np.diff(offsets)
+    tables, parts, offsets, count, start = [np.zeros(0, EVALUATION_ROW)], [np.zeros(0, "<u2")], [np.zeros(1, "<i8")], 0, 0
+    for seed, e, tokens, ends in elements:
+        n, names = e["n"], ("correct", "valid", "truncated", "mean_length")
+        table = np.zeros(len(e["problem_ids"]), EVALUATION_ROW)
+        table["seed"], table["at"], table["benchmark"], table["n"] = seed, float(e["at"]), _name(e["benchmark"], 32), n
+        table["problem"], table["first"] = [_name(p, 64) for p in e["problem_ids"]], -1
+        for name in names:
+            table[name] = e[name]
+        if tokens is not None and ends is not None:
+            table["first"] = count + n * np.arange(len(table))
+            parts.append(tokens)
+            offsets.append(start + ends[1:])
+            count, start = count + len(ends) - 1, start + len(tokens)
         tables.append(table)
-        parts.append(tokens)
-        start += len(tokens)
-    flat = np.concatenate(parts) if parts else np.zeros(0, "<u2")
-    index = np.concatenate(tables) if tables else np.zeros(0, COMPLETION_ROW)
-    return flat.astype("<u4" if flat.size and flat.max() > 0xFFFF else "<u2"), index
+    flat = np.concatenate(parts)
+    return np.concatenate(tables), flat.astype("<u4" if flat.size and flat.max() > 0xFFFF else "<u2"), np.concatenate(offsets)
 
 
 def curve_table(rows_by_seed: Mapping[int, Iterable[Mapping[str, Any]]]) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:

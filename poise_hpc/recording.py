@@ -23,6 +23,7 @@ class Recorder:
 
     def __init__(self, campaign: Campaign, archive: ArchiveView):
         self.campaign, self.archive = campaign, archive
+        self._elements: tuple[str, dict[int, list[tuple[Path, dict[str, Any]]]]] = ("", {})  # of the candidate at hand
         self._evaluations: dict[str, dict[str, dict[str, Any]]] = {}  # of the baseline and the candidate at hand
         self._baseline_curves: dict[str, list[dict[str, Any]]] | None = None
 
@@ -56,11 +57,16 @@ class Recorder:
             self._evaluations = {id: e for id, e in self._evaluations.items() if id == BASELINE_ID} | {candidate.id: self._merged(candidate)}
         return self._evaluations[candidate.id]
 
+    def elements(self, candidate: Candidate) -> dict[int, list[tuple[Path, dict[str, Any]]]]:
+        """Training seed -> evaluation elements with their files."""
+        if self._elements[0] != candidate.id:
+            self._elements = candidate.id, {seed: elements(candidate, seed) for seed in self.campaign.config.search.train_seeds}
+        return self._elements[1]
+
     def _merged(self, candidate: Candidate) -> dict[str, dict[str, Any]]:
         config = self.campaign.config
         out = {}
-        for seed in config.search.train_seeds:
-            found = elements(candidate, seed)
+        for seed, found in self.elements(candidate).items():
             if len(found) < len(config.evaluate.benchmarks) * len(config.evaluate.at):
                 return {}
             out[str(seed)] = metrics.merge([element for _, element in found], config.evaluate.benchmarks)
@@ -80,10 +86,9 @@ class Recorder:
         campaign, proposal, rows = self.campaign, candidate.proposal(), curves(candidate)
         names, steps, values = tables.curve_table({int(seed): r for seed, r in rows.items()})
         seeds = campaign.config.search.train_seeds
-        evaluated = {seed: elements(candidate, seed) for seed in seeds}
         trained = [a for seed in seeds if (a := _trained(candidate, seed))]
-        found = self.score(candidate)
-        tokens, index = tables.completion_tables(c for seed, e in evaluated.items() for c in completions(seed, e))
+        score = self.score(candidate)
+        evaluations, tokens, offsets = tables.evaluation_tables(e for seed, found in self.elements(candidate).items() for e in completions(seed, found))
         check = candidate.of(Stage.CHECK, "")
         reflection = candidate.folder / "reflection.json"
         return Entry(
@@ -94,10 +99,9 @@ class Recorder:
             versions=campaign.meta["versions"], hashes=hashes(campaign, candidate, trained),
             pick=files.read_json(candidate.folder / "pick.json") or {},
             checks=(files.read_json(check[-1].folder / "checks.json") or {}).get("checks", []) if check else [],
-            attempts=[attempt_row(a) for a in candidate.attempts], timings=timings(trained), score=asdict(found) if found else None,
+            attempts=[attempt_row(a) for a in candidate.attempts], timings=timings(trained), score=asdict(score) if score else None,
             behaviour=behaviour(rows), reflection=files.read_json(reflection), curve_names=names, curve_steps=steps, curve_values=values,
-            evaluations=tables.evaluation_table((seed, e) for seed, found in evaluated.items() for _, e in found),
-            completion_tokens=tokens, completion_index=index)
+            evaluations=evaluations, completion_tokens=tokens, completion_offsets=offsets)
 
 
 def curves(candidate: Candidate) -> dict[str, list[dict[str, Any]]]:
@@ -153,13 +157,15 @@ def timings(trained: list[Attempt]) -> dict[str, float]:
     return total
 
 
-def completions(seed: int, found: list[tuple[Path, dict[str, Any]]]) -> Iterator[tuple[int, dict[str, Any], Any, Any]]:
-    """(seed, element, tokens, offsets) of the last evaluation point's raw completions."""
+def completions(seed: int, found: list[tuple[Path, dict[str, Any]]]) -> Iterator[tables.Element]:
+    """Evaluation elements, those of the last point with their raw completions."""
     import numpy
 
     last = max((float(e["at"]) for _, e in found), default=0.0)
     for path, e in found:
-        if float(e["at"]) == last:
+        if float(e["at"]) < last:
+            yield seed, e, None, None
+        else:
             with numpy.load(path.with_suffix(".npz")) as data:
                 yield seed, e, data["tokens"], data["offsets"]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from poise_hpc.entry import Entry, completion_tables, curve_table, evaluation_table
+from poise_hpc.entry import Entry, curve_table, evaluation_tables
 from poise_hpc.types import EntrySummary, Outcome, Score
 
 
@@ -37,7 +37,7 @@ def entry(number: int = 7, **changes: Any) -> Entry:
                "truncated": [1, 0], "mean_length": [2.5, 4.0]}
     lengths = np.array([1, 2, 3, 1, 1, 4])
     offsets = np.concatenate([[0], lengths.cumsum()])
-    tokens, index = completion_tables((s, element, np.arange(12) + s, offsets) for s in (0, 1))
+    table, tokens, offsets = evaluation_tables((s, element, np.arange(12) + s, offsets) for s in (0, 1))
     names, steps, values = curve_table({0: [{"step": 1, "reward": 0.1, "entropy": 1.0}, {"step": 2, "reward": 0.2, "entropy": 0.9}],
                                         1: [{"step": 1, "reward": 0.3, "entropy": 1.1}]})
     data = dict(
@@ -51,5 +51,5 @@ def entry(number: int = 7, **changes: Any) -> Entry:
                   {"stage": "train", "seed": 0, "number": 2, "outcome": "succeeded", "cause": "", "run_seconds": 5.5}],
         timings={"rollout_s": 3.25}, score=asdict(score(50.0)), behaviour={"entropy_ratio": 0.5},
         reflection={"verdict": "supported", "text": "it held"}, curve_names=names, curve_steps=steps, curve_values=values,
-        evaluations=evaluation_table([(0, element), (1, element)]), completion_tokens=tokens, completion_index=index)
+        evaluations=table, completion_tokens=tokens, completion_offsets=offsets)
     return Entry(**data | changes)

@@ -12,7 +12,7 @@ import pytest
 from helpers_archive import entry
 
 from poise_hpc import archive
-from poise_hpc.entry import Entry, completion_tables, curve_table
+from poise_hpc.entry import Entry, curve_table, evaluation_tables
 from poise_hpc.archive import ArchiveView
 from poise_hpc.files import CorruptFile, dumps
 from poise_hpc.types import Outcome, PoiseError
@@ -147,16 +147,15 @@ def test_curves_by_hand():
 
 def test_evaluations_and_completions_by_hand():
     e = entry()
-    assert e.evaluations[1].tolist() == (0, 1.0, b"hard", b"9", 3, 3, 3, 0, 4.0)
-    last = e.completion_index[-1]  # seed 1: tokens 1 .. 12, of which sample 2 of problem 9 has the last four
-    assert (last["seed"], last["problem"], last["sample"]) == (1, b"9", 2)
-    assert e.completion_tokens[last["start"]:last["start"] + last["length"]].tolist() == [9, 10, 11, 12]
+    assert e.evaluations[1].tolist() == (0, 1.0, b"hard", b"9", 3, 3, 3, 0, 4.0, 3)
+    i = e.evaluations[3]["first"] + 2  # seed 1: tokens 1 .. 12, of which sample 2 of problem 9 has the last four
+    assert e.completion_tokens[e.completion_offsets[i]:e.completion_offsets[i + 1]].tolist() == [9, 10, 11, 12]
     assert e.completion_tokens.dtype == np.uint16
-    element = {"at": "1", "benchmark": "hard", "problem_ids": [1], "n": 1}
-    wide, _ = completion_tables([(0, element, np.array([70000]), np.array([0, 1]))])
-    assert wide.tolist() == [70000]
+    element = {"at": "1", "benchmark": "hard", "problem_ids": [1], "n": 1, "correct": [1], "valid": [1], "truncated": [0], "mean_length": [1.0]}
+    table, wide, _ = evaluation_tables([(0, element, np.array([70000]), np.array([0, 1])), (0, element, None, None)])
+    assert wide.tolist() == [70000] and table["first"].tolist() == [0, -1]
     with pytest.raises(PoiseError, match="at most 32 bytes"):
-        completion_tables([(0, element | {"benchmark": "x" * 33}, np.array([1]), np.array([0, 1]))])
+        evaluation_tables([(0, element | {"benchmark": "x" * 33}, None, None)])
 
 
 # --- index
