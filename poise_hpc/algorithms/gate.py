@@ -24,7 +24,7 @@ REACHED = frozenset((
     "distributed export from_file from_numpy frombuffer functools futures fx glob hub importlib import_ir_module "
     "import_ir_module_from_buffer inspect itertools jit keyword library load monitor mps mtia multiprocessing np operator ops "
     "optim os overrides package platform profiler quantization re serialization save sparse storage sys testing "
-    "textwrap threading torch_version types utils version warnings windows xpu fork").split())
+    "textwrap threading torch torch_version types utils version warnings windows xpu fork").split())
 RANDOM = frozenset((
     "bernoulli bernoulli_ cauchy_ distributions dropout exponential_ geometric_ initial_seed log_normal_ manual_seed multinomial "
     "normal normal_ poisson quasirandom rand rand_like randint randint_like randn randn_like random random_ randperm seed "
@@ -63,11 +63,13 @@ def check_files(files: Mapping[str, str]) -> list[Finding]:
 def _check(file: str, text: str, siblings: frozenset[str]) -> list[Finding]:
     try:
         tree = ast.parse(text)
-    except (SyntaxError, ValueError, RecursionError) as error:
+        found = {(getattr(node, "lineno", 0), rule, message) for rules in (
+            _imports(tree, siblings), _names(tree), _attributes(tree), _level(tree, "module", _classes(tree)), _defaults(tree))
+            for node, rule, message in rules}
+    except (SyntaxError, ValueError) as error:
         return [Finding(file, getattr(error, "lineno", 0) or 0, "syntax", str(error))]
-    found = {(getattr(node, "lineno", 0), rule, message) for rules in (
-        _imports(tree, siblings), _names(tree), _attributes(tree), _level(tree, "module", _classes(tree)), _defaults(tree))
-        for node, rule, message in rules}
+    except (RecursionError, MemoryError):
+        return [Finding(file, 0, "syntax", "nested too deeply to be read")]
     if file == "algorithm.py" and not any(_targets(n) == ["ALGORITHM"] for n in tree.body):
         found.add((len(text.splitlines()), "no-algorithm", "must end with `ALGORITHM = X()`"))
     return [Finding(file, *f) for f in sorted(found)]
@@ -94,12 +96,12 @@ def _imports(tree: ast.Module, siblings: frozenset[str]) -> Rules:
                 elif node.level:
                     if node.level > 1 or full.split(".")[0] not in siblings:
                         yield node, "import", f"`{'.' * node.level}{full}` is no module of the package"
-                elif not (module in MODULES or _ours(module) or full in MODULES or _ours(full)):
+                elif full in MODULES or (module == OURS and _ours(full)):
+                    pass
+                elif not (module in MODULES or _ours(module)):
                     yield node, "import", f"`from {module} import {alias.name}`; {allowed}"
-                elif full not in MODULES and not _ours(full) and (why := _reached(alias.name)):
+                elif why := _reached(alias.name):
                     yield node, *why
-                elif module.startswith(OURS) and alias.name == "torch":
-                    yield node, "import", "import torch as such"
 
 
 def _ours(module: str) -> bool:
