@@ -6,7 +6,7 @@ over format-valid samples only; what an invalid completion gets instead could no
 - invalid ones stay in the loss, compared with the valid ones' mean, in units of the *whole* group's std: with the std of
   the valid ones, 0 when they are all right, they would get an advantage of -10^6;
 - a group without a valid completion falls back to plain statistics.
-Without a format problem, or with invalid completions scored like wrong ones in every respect, little changes.
+Where every completion is valid it is GRPO.
 """
 from __future__ import annotations
 
