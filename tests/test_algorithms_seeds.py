@@ -181,6 +181,9 @@ def test_gspo_gives_every_token_the_ratio_of_the_completion():
     batch = tokens([[0.03, -0.01]], [1.0])
     close(seed("gspo").token_loss(batch, {}).detach(), [[-exp(0.01)] * 2])
     close(gradient(seed("gspo"), batch), [[-exp(0.01)] * 2])
+    # the token form: a token's loss moves that token only, so an advantage of the first leaves the second alone
+    first = replace(batch, advantage=torch.tensor([[1.0, 0.0]]))
+    close(gradient(seed("gspo"), first), [[-exp(0.01), 0.0]])
 
 
 def test_gmpo_takes_the_geometric_mean_and_clips_one_side():
