@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,10 @@ FORMAT = 1
 # What may change under an existing campaign: how long and how wide it runs, not what its numbers mean.
 OPERATIONAL = re.compile(r"budget(\..*)?|search\.candidates|jobs\.(max_parallel|\w+_min|memory_gb|infra_retries|heartbeat_s)|agent\..*")
 LOCK_STALE_S = 900.0  # a lock of another host that was not refreshed for so long
+
+
+class CampaignBusy(PoiseError):
+    """Another controller drives this campaign."""
 
 
 @dataclass
@@ -86,20 +90,22 @@ class Campaign:
     # --- create and open
 
     @classmethod
-    def create(cls, root: Path, config: Config, **meta: Any) -> Campaign:
-        """A new campaign folder, whole or not at all."""
+    def create(cls, root: Path, config: Config, fill: Callable[[Path], None] = lambda folder: None, **meta: Any) -> Campaign:
+        """A new campaign folder, whole or not at all. `fill` may put more into it before it becomes visible."""
         root = Path(os.path.abspath(root))
+        temporary = root.parent / f".{root.name}.{os.getpid()}.tmp"
         try:
             root.parent.mkdir(parents=True, exist_ok=True)
-            temporary = root.parent / f".{root.name}.{os.getpid()}.tmp"
             shutil.rmtree(temporary, ignore_errors=True)
             for folder in ("candidates", "records", "inbox"):
                 (temporary / folder).mkdir(parents=True)
             data = {"format": FORMAT, "created": time.time(), "versions": versions(), **meta}
             files.write_json(temporary / "campaign.json", data)
             files.write_atomic(temporary / "config.yaml", dump_yaml(config))
+            fill(temporary)
             os.rename(temporary, root)
         except OSError as error:
+            shutil.rmtree(temporary, ignore_errors=True)
             raise PoiseError(f"cannot create the campaign folder {root}: {error.strerror or error}. Give another path, or make "
                              f"{root.parent} writable") from None
         return cls(root, config, data)
@@ -135,6 +141,13 @@ class Campaign:
             files.write_atomic(self.root / "config.yaml", dump_yaml(config))
             self.log("config", "changed", "; ".join(line for _, line in changed))
             self.config = config
+
+    def set_site(self, path: Path) -> None:
+        """Keep a copy of the site file, parsed first: later steps (cron, a self-resubmitting job) need no option."""
+        from . import site
+
+        loaded = site.load(path)
+        files.write_atomic(self.root / "site.yaml", yaml.safe_dump(loaded.model_dump(mode="json"), sort_keys=False))
 
     # --- read
 
@@ -193,14 +206,14 @@ class Lock:
 
     def __init__(self, path: Path):
         self.path = path
+        self.mine = files.process_identity() | {"taken": time.time()}
 
     def take(self) -> None:
-        mine = files.process_identity() | {"taken": time.time()}
-        while not files.create_exclusive(self.path, mine):
+        while not files.create_exclusive(self.path, self.mine):
             owner, age = self._owner()
             alive = files.same_host_alive(owner) if owner else None
             if owner and (alive or (alive is None and age < LOCK_STALE_S)):
-                raise PoiseError(f"{self.path.parent} is driven by process {owner['pid']} on {owner['host']} "
+                raise CampaignBusy(f"{self.path.parent} is driven by process {owner['pid']} on {owner['host']} "
                                  f"(lock refreshed {age:.0f} s ago). Stop that one first; two would submit everything twice")
             grave = self.path.with_name(f".controller.lock.dead.{os.getpid()}.{time.monotonic_ns()}")
             try:
@@ -222,11 +235,14 @@ class Lock:
             return None, 0.0
 
     def touch(self) -> None:
+        """Refresh it. CampaignBusy if it is no longer ours: a suspended machine's lock is stale when it wakes up."""
+        if (owner := self._owner()[0]) != self.mine:
+            by = f"process {owner['pid']} on {owner['host']} has taken it" if owner else "it is gone"
+            raise CampaignBusy(f"{self.path} is no longer ours: {by}. This controller stops; its jobs go on")
         os.utime(self.path)
 
     def release(self) -> None:
-        owner = files.read_json(self.path)
-        if owner is not None and owner["pid"] == os.getpid():
+        if self._owner()[0] == self.mine:
             self.path.unlink()
 
 
@@ -238,10 +254,19 @@ def load_attempts(candidate: Path) -> list[Attempt]:
         if match and entry.is_dir():
             stage, unit, number = match.groups()
             path = Path(entry.path)
-            out.append(Attempt(path, Stage(stage), unit or "", int(number),
-                               files.read_json(path / "intent.json"), files.read_json(path / "submitted.json"),
-                               files.read_json(path / "result.json")))
+            intent = _read_or_explain(path / "intent.json", f"Delete the folder {path}, and the stage is submitted again")
+            result = _read_or_explain(path / "result.json", "Delete it: the job then counts as lost and is repeated")
+            if intent is None:
+                raise PoiseError(f"{path} has no intent.json. Delete the folder, and the stage is submitted again")
+            out.append(Attempt(path, Stage(stage), unit or "", int(number), intent, files.read_json(path / "submitted.json"), result))
     return sorted(out, key=lambda a: (a.stage, -1 if a.seed is None else a.seed, a.unit, a.number))
+
+
+def _read_or_explain(path: Path, cure: str) -> Any | None:
+    try:
+        return files.read_json(path)
+    except files.CorruptFile as error:
+        raise files.CorruptFile(f"{error}. {cure}") from None
 
 
 def seed_of(unit: str) -> int | None:

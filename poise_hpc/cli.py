@@ -53,15 +53,24 @@ def emit(data: Any, as_json: bool, text: Callable[[Any], str]) -> None:
 @main.command()
 @click.argument("campaign", type=FOLDER)
 @click.option("--config", "config_file", type=FOLDER, help="YAML; defaults are the base lab.")
+@click.option("--site", "site_file", type=FOLDER, help="Site file: where jobs run. Kept in the campaign; without one, this host.")
 @click.option("--max-candidates", type=click.IntRange(0), help="Raise or lower search.candidates.")
+@click.option("--dry-run", is_flag=True, help="Print what would be submitted, and submit nothing.")
 @click.option("--cache-dir", type=FOLDER, envvar="POISE_CACHE_DIR", help="Warm-started models. [~/.cache/poise_hpc]")
 @as_json
-def run(campaign: Path, config_file: Path | None, max_candidates: int | None, cache_dir: Path | None, as_json: bool) -> None:
+def run(campaign: Path, config_file: Path | None, site_file: Path | None, max_candidates: int | None, dry_run: bool,
+        cache_dir: Path | None, as_json: bool) -> None:
     """Create CAMPAIGN if it is new, then loop until its budget is spent. Safe to kill and repeat."""
     from . import views
     from .controller import drive
 
+    if dry_run:
+        from . import standalone
+
+        return emit(standalone.dry_run(campaign, config_file, site_file), as_json, standalone.dry_run_text)
     opened = open_or_create(campaign, config_file, max_candidates, cache_dir)
+    if site_file is not None:
+        opened.set_site(site_file)
     with opened.lock() as lock:
         controller = build(opened, say=lambda line: click.echo(line, err=as_json))
         stop_on_signal(controller)
@@ -110,10 +119,10 @@ def open_or_create(root: Path, config_file: Path | None, max_candidates: int | N
 
 def build(campaign: Any, say: Callable[[str], None]) -> Any:
     from .agent.offline import OfflineProposer
-    from .cluster import LocalCluster
+    from .cluster import for_campaign
     from .controller import Controller
 
-    return Controller(campaign, LocalCluster(campaign.config.jobs.max_parallel), OfflineProposer(), say=say)
+    return Controller(campaign, for_campaign(campaign), OfflineProposer(), say=say)
 
 
 def stop_on_signal(controller: Any) -> None:
@@ -363,6 +372,54 @@ def rebuild(campaign: Path) -> None:
     from .campaign import Campaign
 
     click.echo(f"{len(rebuild_index(Campaign.open(campaign).root).entries)} records indexed")
+
+
+# --- problem sets
+
+@main.group()
+def data() -> None:
+    """Problem sets of the mathematics task: canonical files, pinned by hash."""
+
+
+REPLACE = click.option("--replace", is_flag=True, help="Another content under a name that is there already.")
+
+
+@data.command()
+@click.argument("name")
+@click.argument("folder", type=FOLDER)
+@REPLACE
+@as_json
+def fetch(name: str, folder: Path, replace: bool, as_json: bool) -> None:
+    """Download the published set NAME from the Hugging Face hub into FOLDER. Needs internet."""
+    from . import data as sets
+
+    emit(sets.fetch(name, folder, replace=replace), as_json, lambda e: f"{name}: {e['count']} problems  sha256 {e['sha256']}  {e['licence']}")
+
+
+@data.command(name="import")
+@click.argument("name")
+@click.argument("file", type=FOLDER)
+@click.argument("folder", type=FOLDER)
+@REPLACE
+@as_json
+def import_set(name: str, file: Path, folder: Path, replace: bool, as_json: bool) -> None:
+    """Take FILE (.jsonl, .json or .parquet) into FOLDER as the set NAME."""
+    from . import data as sets
+
+    entry = sets.import_file(name, file, folder, replace=replace)
+    emit(entry, as_json, lambda e: f"{name}: {e['count']} problems  sha256 {e['sha256']}  {e['licence']}")
+
+
+@data.command(name="verify")
+@click.argument("folder", type=FOLDER)
+@as_json
+def verify_sets(folder: Path, as_json: bool) -> None:
+    """Compare every set in FOLDER with its lock; count duplicates and overlaps."""
+    from . import data as sets
+
+    report = sets.verify(folder)
+    emit(report, as_json, sets.verify_text)
+    sys.exit(1 if report["faults"] else 0)
 
 
 if __name__ == "__main__":

@@ -15,12 +15,11 @@ from . import files, jobspec, orders, recording
 from .agent.base import Proposer
 from .archive import ArchiveView
 from .campaign import Attempt, Campaign, Candidate
-from .cluster import Cluster, Submitted
+from .cluster import Cluster, Gone, Submitted
 from .lifecycle import RESTING, next_stage
 from .proposing import Proposing
 from .types import BASELINE_ID, Outcome, PoiseError, Stage
 
-SCHEDULER_POLL_S = 1.0       # local executor: asking costs a look at /proc
 VANISHED = {"payload": {}, "run_seconds": 0.0}
 
 
@@ -96,7 +95,7 @@ class Controller:
                 self.note_end(candidate, attempt)
                 moved = True
         now = self.clock()
-        if missing and now - self._asked_scheduler >= SCHEDULER_POLL_S:
+        if missing and now - self._asked_scheduler >= self.cluster.poll_s:
             self._asked_scheduler = now
             moved |= self.notice_lost(missing)
         return moved
@@ -109,14 +108,11 @@ class Controller:
                 attempt.submitted = files.read_json(attempt.folder / "submitted.json") or self.adopt(candidate, attempt)
         alive = self.cluster.alive([self.submitted(a) for _, a in missing])
         for candidate, attempt in missing:
-            if alive[attempt.folder] is False:
-                # An intent that no job claimed, of a controller that died while submitting, is nobody's failure.
-                unborn = attempt.submitted is None
+            news = alive[attempt.folder]
+            if news is False or isinstance(news, Gone):
+                gone = news or _gone(attempt)
                 files.create_exclusive(attempt.folder / "result.json", VANISHED | {
-                    "outcome": Outcome.PREEMPTED if unborn else Outcome.INFRA_ERROR,
-                    "cause": "never-submitted" if unborn else "vanished",
-                    "message": "the controller died before submitting it" if unborn else
-                    f"job {attempt.submitted['job_id']} is gone and left no result"})
+                    "outcome": gone.outcome, "cause": gone.cause, "message": gone.message})
                 # The job's own result, if it came between our two looks, stands: creation is exclusive.
                 attempt.result = files.read_json(attempt.folder / "result.json")
                 self.note_end(candidate, attempt)
@@ -275,8 +271,12 @@ class Controller:
         attempts = jobspec.announce(self.campaign, self.home, batch)
         for (candidate, _), attempt in zip(batch, attempts, strict=True):
             candidate.attempts.append(attempt)
-        answers = self.cluster.submit([a.folder for a in attempts], attempts[0].intent["name"],
-                                      attempts[0].stage, jobspec.ranks(self.campaign.config, attempts[0].stage))
+        name = attempts[0].intent["name"]
+        answers = self.cluster.submit([a.folder for a in attempts], name, attempts[0].stage,
+                                      jobspec.ranks(self.campaign.config, attempts[0].stage))
+        if answers is None:  # announced, perhaps even submitted: `notice_lost` finds out
+            self.event(batch[0][0].id, "not submitted", f"{name}  the scheduler does not take jobs now")
+            return
         for (candidate, _), attempt, answer in zip(batch, attempts, answers, strict=True):
             attempt.submitted = answer
             files.write_json(attempt.folder / "submitted.json", answer, sync=False)
@@ -286,6 +286,13 @@ class Controller:
         self.say(self.campaign.log(id, what, text))
 
 
+def _gone(attempt: Attempt) -> Gone:
+    """An intent that no job claimed, of a controller that died while submitting, is nobody's failure."""
+    if attempt.submitted is None:
+        return Gone(Outcome.PREEMPTED, "never-submitted", "it was announced and never reached the scheduler")
+    return Gone(Outcome.INFRA_ERROR, "vanished", f"job {attempt.submitted['job_id']} is gone and left no result")
+
+
 def _urgency(candidate: Candidate) -> tuple[int, int]:
     order = (Stage.PREPARE, Stage.EVALUATE, Stage.TRAIN, Stage.CHECK)
     # An own algorithm before the baseline is done would have nothing to be compared with: c0000 sorts first anyway.
@@ -293,7 +300,7 @@ def _urgency(candidate: Candidate) -> tuple[int, int]:
     return (order.index(candidate.stage) if candidate.stage in order else len(order), number)
 
 
-def drive(controller: Controller, sleep: Callable[[float], None], lock: Any, idle_s: float = 0.1, watch: Callable[[], None] = lambda: None) -> None:
+def drive(controller: Controller, sleep: Callable[[float], None], lock: Any, watch: Callable[[], None] = lambda: None) -> None:
     """`step` until nothing is left to do."""
     while True:
         moved = controller.step()
@@ -302,7 +309,7 @@ def drive(controller: Controller, sleep: Callable[[float], None], lock: Any, idl
             return
         watch()
         if not moved:
-            sleep(idle_s)
+            sleep(controller.cluster.idle_s)
 
 
 __all__ = ["Controller", "drive", "BASELINE_ID", "PoiseError"]

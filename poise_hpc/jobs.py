@@ -25,6 +25,7 @@ from .types import Outcome
 POLL_S = 0.2
 GRACE_S = 60.0     # between a stop signal and the kill: one training step and a checkpoint fit
 FILE_GB = 64.0
+FATAL = tuple(-number for number in (signal.SIGSEGV, signal.SIGFPE, signal.SIGABRT, signal.SIGBUS, signal.SIGILL))  # as exit codes
 
 
 @dataclass(frozen=True)
@@ -63,11 +64,11 @@ def _first_host(nodelist: str) -> str:
     return head + rest.replace("]", ",").replace("-", ",").split(",")[0]
 
 
-def run_attempt(attempt_dir: str) -> str:
+def run_attempt(attempt_dir: str, me: Place | None = None) -> str:
     """Entry point of every job. Returns the outcome (for the log; the truth is result.json)."""
-    attempt, me = Path(attempt_dir), place()
+    attempt, me = Path(attempt_dir), me or place()
     job = files.read_json(attempt / "job.json")
-    if me.rank == 0 and not claim(attempt, me):
+    if not (claim(attempt, me) if me.rank == 0 else claimed_by_my_job(attempt, me)):
         return "another job has claimed this attempt"
     if (attempt / "result.json").exists():
         return "this attempt has ended already"
@@ -75,12 +76,26 @@ def run_attempt(attempt_dir: str) -> str:
 
 
 def claim(attempt: Path, me: Place) -> bool:
-    """Exclusive per (attempt, restart). A restart of the same job takes over; its predecessor sees that and stops."""
+    """Exclusive per (attempt, restart). A restart of the same job takes over; its predecessor sees that and stops.
+
+    claim-0 says which job the attempt belongs to, also when that job's first start ended before it could claim.
+    """
     mine = {**files.process_identity(), "job_id": me.job_id, "restart": me.restart, "time": time.time()}
-    first = files.read_json(attempt / "claim-0.json")
-    if first is not None and first["job_id"] != me.job_id:
-        return False
-    return files.create_exclusive(attempt / f"claim-{me.restart}.json", mine)
+    if files.create_exclusive(attempt / "claim-0.json", mine) and me.restart == 0:
+        return True
+    owner = files.read_json(attempt / "claim-0.json")
+    return owner["job_id"] == me.job_id and files.create_exclusive(attempt / f"claim-{me.restart}.json", mine)
+
+
+def claimed_by_my_job(attempt: Path, me: Place, patience_s: float = 120.0) -> bool:
+    """Ranks above 0 wait for rank 0's claim (another node may see it late). False: a twin has the attempt."""
+    until = time.monotonic() + patience_s
+    while time.monotonic() < until:
+        latest = latest_claim(attempt)
+        if latest is not None and (latest["job_id"] != me.job_id or latest["restart"] >= me.restart):
+            return latest["job_id"] == me.job_id and latest["restart"] == me.restart
+        time.sleep(0.2)
+    return False
 
 
 def latest_claim(attempt: Path) -> dict[str, Any] | None:
@@ -97,19 +112,23 @@ class Supervisor:
         self.fenced = False
 
     def run(self) -> str:
-        for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_stop)
+        for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:  # nohup
+                signal.signal(number, self._on_stop)
         scratch = self.attempt / "tmp"
         scratch.mkdir(exist_ok=True)
         auto = self.limits["isolation"] == "auto"
         prefix = isolation.network_prefix(self.me.ranks) if auto else []
-        landlock = auto and isolation.landlock_supported()
+        landlock = auto and isolation.landlock_abi() >= 1
         walls = {"environment": "allow-list", "network": "namespace" if prefix else "open",
                  "files": "landlock" if landlock else "open"}
         writable = [self.attempt, *(Path(p) for p in self.job.get("writable", ()))]
+        for folder in writable:  # Landlock opens what it is to allow
+            folder.mkdir(parents=True, exist_ok=True)
+        supervisor = os.getpid()
 
         def before_exec() -> None:
-            isolation.die_with_parent()
+            isolation.die_with_parent(supervisor)
             isolation.limit_resources(self.limits["memory_gb"], FILE_GB)
             if landlock:
                 isolation.restrict_writes(writable)
@@ -142,10 +161,10 @@ class Supervisor:
 
     def _rendezvous(self) -> dict[str, str]:
         me = self.me
-        if me.head is not None:
-            address, port = me.head, 20000 + (hash_text(f"{me.job_id}/{me.restart}") % 20000)
-        elif me.ranks == 1:
+        if me.ranks == 1:
             address, port = "127.0.0.1", 0
+        elif me.head is not None:
+            address, port = me.head, 20000 + (hash_text(f"{me.job_id}/{me.restart}") % 20000)
         else:
             address, port = "127.0.0.1", self._local_port()
         # A lone rank picks its own port inside the worker (0): its network may be a namespace of its own.
@@ -235,20 +254,29 @@ class Supervisor:
         return self._classify_alone(code)
 
     def _classify_alone(self, code: int) -> dict[str, Any]:
-        """A worker that ended without saying why."""
+        """A worker that ended without saying why. A fatal signal inside candidate code has left its stack."""
+        if code in FATAL and (where := self._candidate_frames()):
+            return _end(Outcome.CANDIDATE_ERROR, "crashed", f"the process ended with signal {-code}; it was in\n{where}")
         cause = f"signal {-code}" if code < 0 else f"exit code {code}"
         return _end(Outcome.INFRA_ERROR, "worker-died", f"the worker ended with {cause} and left no outcome; "
                     + ("out of memory or killed from outside" if code == -9 else "see log.out"))
 
     def _candidate_frames(self) -> str:
-        """Stack frames inside the candidate's package, of the dump that SIGUSR2 made."""
-        package = str(self.job.get("package") or "")
-        if not package:
+        """Stack frames inside the candidate's package, of the dump that SIGUSR2 or a fatal signal made."""
+        if not self.job.get("package"):
             return ""
-        frames = []
+        package, frames = _as_dumped(os.path.realpath(self.job["package"])), []
         for dump in sorted(self.attempt.glob("stack-*.txt")):
             frames += [line.strip() for line in dump.read_text(errors="replace").splitlines() if package + os.sep in line]
         return "\n".join(frames[:5])
+
+
+def _as_dumped(path: str) -> str:
+    """A path as faulthandler writes it: printable ASCII, the rest escaped."""
+    def escape(c: int) -> str:
+        return chr(c) if 0x20 <= c < 0x7F else f"\\x{c:02x}" if c < 0x100 else f"\\u{c:04x}" if c < 0x10000 else f"\\U{c:08x}"
+
+    return "".join(escape(ord(c)) for c in path)
 
 
 def _end(outcome: Outcome, cause: str, message: str) -> dict[str, Any]:

@@ -87,7 +87,8 @@ class Site(Section):
     max_array: Positive = 1000              # elements of one job array; `scontrol show config`: MaxArraySize - 1
     max_parallel: Positive = 16             # elements of one array that run at a time
     max_submit: Positive = 200              # jobs and array elements of a campaign in the queue
-    poll_s: Annotated[int, Field(ge=30)] = 30  # between two looks at the queue
+    poll_s: Annotated[int, Field(ge=1)] = 30   # between two scheduler queries for all jobs together; sites ask for 30 or more
+    result_lag_s: Annotated[int, Field(ge=0)] = 60  # a file written on a node may be seen here so much later (NFS)
     python: Line | None = None              # interpreter on the compute nodes; None: the controller's own
     container: Line | None = None           # command before it: "apptainer exec --nv image.sif"
     setup: Annotated[tuple[Line, ...], Tuple] = ()     # shell: module load, source venv/bin/activate

@@ -65,7 +65,7 @@ def refusal(data: Any) -> str:
     ({"gpus": {"per_node": 0}}, "'gpus.per_node'"),
     ({"nodes": 0}, "'nodes'"),
     ({"mem_gb_per_rank": 0}, "'mem_gb_per_rank'"),
-    ({"poll_s": 5}, "'poll_s'"),
+    ({"poll_s": 0}, "'poll_s'"),
     ({"signal_lead_s": 600}, "stages.check.time_min: 10 min is over before work begins"),
     ({"environment": {"OPENAI_API_KEY": "x"}}, "OPENAI_API_KEY sounds like a secret"),
     ({"environment": {"A-B": "x"}}, "'A-B' is not a variable's name"),
