@@ -49,7 +49,8 @@ class Controller:
         if record.exists():
             record.rename(record.with_suffix(f".h5.damaged-{int(self.clock())}"))
         candidate = self.campaign.load(id)
-        candidate.stage = Stage.REFLECT
+        if candidate.outcome is not None:  # else its status is lost too, and its attempts' results lead it here again
+            candidate.stage = Stage.REFLECT
         candidate.save()
         self.event(id, "record restored", f"from its folder; {problem}")
 

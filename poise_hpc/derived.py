@@ -10,8 +10,7 @@ Everything is taken from the entry's record: code, config, seeds.
 """
 from __future__ import annotations
 
-import os
-import shutil
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,9 @@ import yaml
 
 from . import config as configuration
 from . import files, views
-from .archive import ArchiveView, Entry, read
+from .archive import Entry, read
 from .campaign import Campaign
-from .types import UsageError
+from .types import BASELINE_ID, UsageError
 
 FRESH = 1000  # fresh training seeds start here: no search uses them by default
 
@@ -39,7 +38,7 @@ def create(kind: str, origin: Campaign, id: str, seeds: int | None, config_file:
 def settings(kind: str, config: configuration.Config, entry: Entry, seeds: int | None) -> configuration.Config:
     """The origin's config with what this kind changes: no proposals; for `confirm`, fresh seeds and prompts."""
     used = config.search.train_seeds
-    change: dict[str, Any] = {"search": {"candidates": 0}, "budget": {"wall_clock_min": None, "run_hours": None}}
+    change: dict[str, Any] = {"search": {"candidates": 0, "proposer": "offline"}, "budget": {"wall_clock_min": None, "run_hours": None}}
     if kind in ("confirm", "transfer"):
         first = max(FRESH, max(used) + 1)
         change["search"]["train_seeds"] = list(range(first, first + (seeds or 5)))
@@ -51,29 +50,32 @@ def settings(kind: str, config: configuration.Config, entry: Entry, seeds: int |
 
 
 def _open(kind: str, origin: Campaign, entry: Entry, config: configuration.Config) -> Campaign:
-    folder = origin.root / "derived"
-    folder.mkdir(exist_ok=True)
-    for number in range(1, 1000):
-        root = folder / f"{kind}-{entry.id}-{number}"
+    baseline = entry if kind == "rerun" else read(origin.records / f"{BASELINE_ID}.h5")
+    source = {"kind": kind, "id": entry.id}
+    for number in itertools.count(1):
+        root = origin.root / "derived" / f"{kind}-{entry.id}-{number}"
+        change = {"search": {"baseline": str(root / "baseline")}}
+        config = configuration.parse(configuration.overlay(config.dump(), change))
         if not root.exists():
             break
         existing = Campaign.open(root)
-        if existing.config == config and existing.meta["origin"] == {"kind": kind, "id": entry.id}:
+        if existing.config == config and existing.meta["origin"] == source:
             return existing
-    packages = root.with_name(f".{root.name}.packages")
-    shutil.rmtree(packages, ignore_errors=True)
-    first = entry if kind == "rerun" else read(origin.records / "c0000.h5")
-    _write_package(packages / first.name, first.code, first.proposal)
-    config = configuration.parse(configuration.overlay(config.dump(), {"search": {"baseline": str(root / "packages" / first.name)}}))
-    campaign = Campaign.create(root, config, cache_dir=origin.meta["cache_dir"], origin={"kind": kind, "id": entry.id})
-    os.rename(packages, root / "packages")
-    if kind != "rerun":
-        inbox = [(entry.name, entry.code, entry.proposal)]
-        if kind == "ablate":
-            inbox += [without(entry, mechanism) for mechanism in entry.proposal["mechanisms"]]
-        for i, (name, code, proposal) in enumerate(inbox):
-            _write_package(root / "inbox" / f"{i:03d}-{name}", code, proposal | {"name": name, "parents": []})
-    return campaign
+
+    def fill(folder: Path) -> None:
+        _write_package(folder / "baseline", baseline.code, baseline.proposal)
+        for i, (name, code, proposal) in enumerate(compared(kind, entry)):
+            _write_package(folder / "inbox" / f"{i:03d}", code, proposal | {"name": name, "parents": []})
+
+    return Campaign.create(root, config, fill, cache_dir=origin.meta["cache_dir"], origin=source)
+
+
+def compared(kind: str, entry: Entry) -> list[tuple[str, dict[str, str], dict[str, Any]]]:
+    """(name, code, proposal) of what is run beside the baseline."""
+    if kind == "rerun":
+        return []
+    parts = [without(entry, mechanism) for mechanism in entry.proposal["mechanisms"]] if kind == "ablate" else []
+    return [(entry.name, entry.code, entry.proposal), *parts]
 
 
 def without(entry: Entry, mechanism: str) -> tuple[str, dict[str, str], dict[str, Any]]:
@@ -107,10 +109,15 @@ def compare(old: Entry, new: Entry) -> dict[str, Any]:
     """Which numbers came again. Same machine, versions and threads: all of them, to the bit."""
     import numpy
 
-    same_curves = old.curves.shape == new.curves.shape and bool(numpy.array_equal(old.curves, new.curves, equal_nan=True))
+    def score(entry: Entry) -> Any:  # without the difference to the baseline, which the rerun itself is
+        return {k: v for k, v in (entry.score or {}).items() if not k.startswith("delta")}
+
     changed = {k: [old.versions.get(k), new.versions.get(k)] for k in sorted(old.versions.keys() | new.versions.keys())
                if old.versions.get(k) != new.versions.get(k)}
-    return {"identical_curves": same_curves, "identical_scores": old.score == new.score, "versions_changed": changed,
+    return {"identical_curves": old.curve_names == new.curve_names and bool(numpy.array_equal(old.curve_values, new.curve_values, equal_nan=True)),
+            "identical_evaluations": bool(numpy.array_equal(old.evaluations, new.evaluations)),
+            "identical_completions": bool(numpy.array_equal(old.completion_tokens, new.completion_tokens)),
+            "identical_scores": score(old) == score(new), "versions_changed": changed,
             "hashes_changed": sorted(k for k in old.hashes if old.hashes[k] != new.hashes.get(k)),
             "overall": [e.score["overall"] if e.score else None for e in (old, new)]}
 
@@ -119,11 +126,9 @@ def report_text(data: dict[str, Any]) -> str:
     text = views.leaderboard_text(data)
     if "comparison" in data:
         c = data["comparison"]
-        same = c["identical_curves"] and c["identical_scores"]
-        text += f"\nrerun of {data['origin']['id']}: " + ("every curve and score came again, bit for bit" if same else
+        same = all(value for key, value in c.items() if key.startswith("identical")) and not c["hashes_changed"]
+        text += f"\nrerun of {data['origin']['id']}: " + ("every curve, completion, score and weight came again, bit for bit" if same else
             f"numbers differ: overall {c['overall'][0]} then {c['overall'][1]}; versions changed: {c['versions_changed'] or 'none'}; "
             f"hashes changed: {c['hashes_changed'] or 'none'}")
     return text
 
-
-__all__ = ["create", "report", "report_text", "ArchiveView"]

@@ -2,7 +2,8 @@
 
 - *environment*: an allow-list; no keys, no proxies, home and caches inside the attempt;
 - *network*: an own user + network namespace (`unshare`), for jobs of one rank; several ranks need their network;
-- *files*: Landlock, write access to the attempt folder and a few devices only, read access everywhere.
+- *files*: Landlock, write access to the attempt folder, /dev and /proc/self only, read access everywhere; a landlocked
+  process cannot look into processes outside either (their environment, their memory).
 
 Not covered: reading other users' readable files, CPU side channels, a hostile kernel exploit.
 """
@@ -46,6 +47,7 @@ def network_prefix(ranks: int) -> list[str]:
 # --- Landlock: https://docs.kernel.org/userspace-api/landlock.html (ABI 1 is enough; x86-64 and arm64 share the numbers)
 _CREATE, _ADD, _RESTRICT = 444, 445, 446
 _WRITE = 0x1FF2  # write_file, remove_*, make_*: every ABI 1 right but execute (bit 0), read_file (2), read_dir (3)
+_TRUNCATE = 0x4000  # ABI 3; before it, truncate(2) of a file outside could not be forbidden
 _PATH_BENEATH = 1
 _PR_SET_NO_NEW_PRIVS, _PR_SET_PDEATHSIG = 38, 1
 
@@ -59,8 +61,9 @@ class _PathBeneath(ctypes.Structure):
     _fields_ = [("allowed_access", ctypes.c_uint64), ("parent_fd", ctypes.c_int32)]
 
 
-def landlock_supported() -> bool:
-    return ctypes.CDLL(None, use_errno=True).syscall(_CREATE, None, 0, 1) >= 1
+def landlock_abi() -> int:
+    """0 or less: this kernel has no Landlock."""
+    return int(ctypes.CDLL(None, use_errno=True).syscall(_CREATE, None, 0, 1))
 
 
 def restrict_writes(folders: list[Path]) -> None:
@@ -74,12 +77,13 @@ def restrict_writes(folders: list[Path]) -> None:
             raise OSError(code, os.strerror(code))
         return result
 
-    ruleset = call(_CREATE, ctypes.byref(_Ruleset(_WRITE)), ctypes.sizeof(_Ruleset), 0)
+    rights = _WRITE | (_TRUNCATE if landlock_abi() >= 3 else 0)
+    ruleset = call(_CREATE, ctypes.byref(_Ruleset(rights)), ctypes.sizeof(_Ruleset), 0)
     try:
         for folder in [*folders, Path("/dev"), Path("/proc/self")]:
             parent = os.open(folder, os.O_PATH | os.O_CLOEXEC)
             try:
-                call(_ADD, ruleset, _PATH_BENEATH, ctypes.byref(_PathBeneath(_WRITE, parent)), 0)
+                call(_ADD, ruleset, _PATH_BENEATH, ctypes.byref(_PathBeneath(rights, parent)), 0)
             finally:
                 os.close(parent)
         libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
@@ -88,9 +92,11 @@ def restrict_writes(folders: list[Path]) -> None:
         os.close(ruleset)
 
 
-def die_with_parent() -> None:
-    """Ask the kernel to kill this process when the supervisor dies, however it dies."""
+def die_with_parent(parent: int) -> None:
+    """Ask the kernel to kill this process when the supervisor (pid `parent`) dies, however it dies."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, 9, 0, 0, 0)
+    if os.getppid() != parent:  # it died before we asked
+        os._exit(1)
 
 
 def limit_resources(memory_gb: float, file_gb: float) -> None:

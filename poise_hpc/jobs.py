@@ -72,7 +72,13 @@ def run_attempt(attempt_dir: str, me: Place | None = None) -> str:
         return "another job has claimed this attempt"
     if (attempt / "result.json").exists():
         return "this attempt has ended already"
-    return Supervisor(job, attempt, me).run()
+    try:
+        return Supervisor(job, attempt, me).run()
+    except (OSError, subprocess.SubprocessError) as error:  # the machine's: a full disk, an unwritable cache, no such program
+        if me.rank == 0:
+            files.create_exclusive(attempt / "result.json", _end(Outcome.INFRA_ERROR, "supervisor", str(error)) | {
+                "job_id": me.job_id, "restart": me.restart, "host": socket.gethostname(), "ended": time.time()})
+        raise
 
 
 def claim(attempt: Path, me: Place) -> bool:

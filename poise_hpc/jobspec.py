@@ -19,7 +19,10 @@ def home(campaign: Campaign) -> Candidate:
     """The campaign's own pseudo-candidate. Its stage goes from PREPARE to ARCHIVED (or HELD)."""
     folder = campaign.root / HOME
     folder.mkdir(exist_ok=True)
-    status = files.read_json(folder / "status.json")
+    try:
+        status = files.read_json(folder / "status.json")
+    except files.CorruptFile:  # its attempts' results lead it to its stage again
+        status = None
     candidate = Candidate(HOME, folder, Stage.PREPARE, attempts=load_attempts(folder))
     if status is not None:
         candidate.stage, candidate.forgiven = Stage(status["stage"]), status["forgiven"]

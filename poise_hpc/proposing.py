@@ -10,6 +10,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +19,8 @@ from .agent.base import Context, Draft, Proposer
 from .archive import ArchiveView
 from .campaign import Campaign, Candidate
 from .lifecycle import RESTING
-from .types import BASELINE_ID, EntrySummary, PoiseError, Proposal, Reflection, Stage, candidate_id, candidate_number
+from .types import (BASELINE_ID, CandidateError, EntrySummary, PoiseError, Proposal, Reflection, Stage, UsageError, candidate_id,
+                    candidate_number)
 
 T = TypeVar("T")
 DRAIN = "drain"  # a file of this name in the campaign: nothing new is proposed
@@ -64,7 +66,9 @@ class Proposing:
         if count == 0:
             draft, pick = baseline(self.campaign.config.search.baseline), None
         elif waiting := self.inbox():
-            draft, pick = read_package(waiting[0]), None
+            draft, pick = self.from_inbox(waiting[0], count), None
+            if draft is None:
+                return self.next(count, active)
         else:
             horizon = max(0, count - self.campaign.config.search.window)
             if any(candidate_number(c) <= horizon and a.stage not in RESTING for c, a in active.items()):
@@ -77,6 +81,14 @@ class Proposing:
         if count and pick is None:
             shutil.rmtree(waiting[0])
         return candidate, draft.proposal
+
+    def from_inbox(self, folder: Path, count: int) -> Draft | None:
+        """A person's package; None if the last candidate was made of it and we were killed before the folder was gone."""
+        if self.campaign.proposal(candidate_id(count - 1)).details.get("inbox") == folder.name:
+            shutil.rmtree(folder)
+            return None
+        draft = read_package(folder)
+        return replace(draft, proposal=replace(draft.proposal, details=draft.proposal.details | {"inbox": folder.name}))
 
     def context(self, id: str, horizon: int) -> tuple[Context | None, dict[str, Any]]:
         """What the proposer may see, and the account of the parent's choice (pick.json)."""
@@ -147,12 +159,30 @@ def baseline(which: str) -> Draft:
 
 
 def read_package(folder: Path) -> Draft:
-    """A person's package (`add`): *.py files, and proposal.json if there is one."""
-    data = files.read_json(folder / "proposal.json")
-    code = {p.name: p.read_text() for p in sorted(folder.glob("*.py"))}
-    if data is None:
-        data = {"name": folder.name, "parents": [], "hypothesis": "", "mechanisms": [], "description": "", "expected_effect": ""}
-    return Draft(Proposal.from_json(data | {"proposer": "person"}), code)
+    """A person's package (`add`): *.py files, and proposal.json if there is one. UsageError for what is not one."""
+    from .algorithms import load
+
+    try:
+        code = load.read_package(folder)
+        data = files.read_json(folder / "proposal.json") or {}
+    except (CandidateError, files.CorruptFile) as error:
+        raise UsageError(f"{folder} is no algorithm package: {getattr(error, 'message', error)}") from None
+    return Draft(read_proposal(data, folder), code)
+
+
+def read_proposal(data: Any, folder: Path) -> Proposal:
+    """A person's proposal.json, which may leave fields out; UsageError naming what does not fit."""
+    import pydantic
+
+    path, known = folder / "proposal.json", [f.name for f in fields(Proposal)]
+    if not isinstance(data, dict) or (unknown := data.keys() - known):
+        raise UsageError(f"{path}: " + (f"unknown keys {sorted(unknown)}" if isinstance(data, dict) else "a mapping was wanted")
+                         + f"; known: {', '.join(known)}")
+    empty = {"name": folder.name, "parents": [], "hypothesis": "", "mechanisms": [], "description": "", "expected_effect": ""}
+    try:
+        return pydantic.TypeAdapter(Proposal).validate_python(empty | data | {"proposer": "person"})
+    except pydantic.ValidationError as error:
+        raise UsageError("\n".join(f"{path}: {'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}" for e in error.errors())) from None
 
 
 def create_candidate(campaign: Campaign, id: str, draft: Draft, pick: dict[str, Any] | None) -> Candidate:

@@ -80,9 +80,11 @@ def main(attempt_dir: str) -> int:
     prepare_network()
     with open(attempt / f"stack-{rank}.txt", "w") as stack:
         faulthandler.register(signal.SIGUSR2, file=stack, all_threads=True)
+        faulthandler.enable(file=stack)
         job = files.read_json(attempt / "job.json")
         outcome = run(job, attempt) | {"restart": int(os.environ.get("POISE_JOB_RESTART", "0"))}
         faulthandler.unregister(signal.SIGUSR2)
+        faulthandler.enable()
     # An outcome of a rank above 0 is only a cause: rank 0 speaks for the job when both exist.
     files.write_json(attempt / f"outcome-{rank}.json", outcome)
     sys.stdout.flush()
@@ -125,9 +127,17 @@ def run(job: dict[str, Any], attempt: Path) -> dict[str, Any]:
         return {"outcome": Outcome.CANDIDATE_ERROR, "cause": error.cause, "message": error.message, "payload": {}}
     except Stopped as stop:
         return {"outcome": Outcome.PREEMPTED, "cause": "stopped", "message": str(stop), "payload": {}}
-    except BaseException as error:  # the job ends here: whatever it was, it is not the candidate's fault
+    except BaseException as error:  # the job ends here
         traceback.print_exc()
+        if isinstance(error, SystemExit | KeyboardInterrupt | GeneratorExit) and raised_in(error, job.get("package")):
+            return {"outcome": Outcome.CANDIDATE_ERROR, "cause": "exited", "message": f"it raised {type(error).__name__}", "payload": {}}
         return {"outcome": Outcome.INFRA_ERROR, "cause": type(error).__name__, "message": str(error)[:2000], "payload": {}}
+
+
+def raised_in(error: BaseException, package: str | None) -> bool:
+    """Does it come out of candidate code? What is no Exception passes by the places that set the blame."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return package is not None and any(os.path.dirname(f.filename) == os.path.realpath(package) for f in frames)
 
 
 if __name__ == "__main__":
