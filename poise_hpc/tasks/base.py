@@ -78,7 +78,9 @@ def load_task(config: Config) -> Task:
     """The task that the config names, with its options checked and the benchmarks' splits known."""
     name = config.task.name
     make = _plug_in(name) if ":" in name else _own(name)
-    task: Task = make(config.task.options, config.model.options)
+    # Tasks in natural language write their prompts with the tokenizer of the model that the config names.
+    from_folder = getattr(make, "reads_model_folder", False) and config.model.path is not None
+    task: Task = make(config.task.options, {"path": config.model.path} if from_folder else config.model.options)
     for key, benchmark in config.evaluate.benchmarks.items():
         if benchmark.split not in task.splits:
             raise UsageError(f"evaluate.benchmarks.{key}.split: task {name!r} has no split {benchmark.split!r}"
@@ -158,4 +160,6 @@ def run_prepare(job: dict[str, Any], attempt_dir: Path) -> dict[str, Any]:
             raise PoiseError(f"model.path: {folder} is no Hugging Face model folder (it has no config.json)")
     else:
         folder = prepared_model(task, Path(job["cache_dir"]), worker.progress)
+    for benchmark in config.evaluate.benchmarks.values():  # problems that are missing are missed here, not after training
+        task.problems(benchmark.split, config.evaluate.purpose, benchmark.problems)
     return {"model": str(folder), "model_sha256": weights_sha256(folder), "data_sha256": task.data_sha256()}
