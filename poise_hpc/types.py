@@ -18,6 +18,7 @@ class Stage(StrEnum):
 
     PREPARE = "prepare"    # the campaign's own: model and data
     CHECK = "check"        # contract checks and static gate, as a job
+    REVIEW = "review"      # an LLM's candidate: its author sees what the check found, on the controller
     TRAIN = "train"        # one run per training seed
     EVALUATE = "evaluate"  # saved weights on the selection prompts
     REFLECT = "reflect"    # diagnosis, on the controller

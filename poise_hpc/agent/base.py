@@ -10,11 +10,11 @@ Randomness is a pure function of (seed, id); with the same visible archive the d
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from ..types import EntrySummary, Outcome, Proposal, Reflection, Score
+from ..types import CandidateError, EntrySummary, Outcome, Proposal, Reflection, Score
 
 if TYPE_CHECKING:
     from ..selection.references import Reference
@@ -36,6 +36,8 @@ class Context:
     reflections: Mapping[str, Reflection] = field(default_factory=dict)  # id -> reflection, of `entries`
     code: Callable[[str], Mapping[str, str]] = lambda id: {}             # id of a visible or pending candidate -> its package
     directive: str | None = None           # a researcher's sentence
+    ideas: tuple[str, ...] = ()            # a researcher's suggestions for this candidate
+    vetoed: frozenset[str] = frozenset()   # mechanisms that no further candidate may have
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,14 @@ class Draft:
 
     proposal: Proposal
     files: Mapping[str, str]               # file name -> text; "algorithm.py" at least
+
+
+class DraftRejected(CandidateError):
+    """No draft that is worth a job: evidence. `draft` is what there is of it; its files may be missing."""
+
+    def __init__(self, cause: str, message: str, draft: Draft):
+        super().__init__(cause, message)
+        self.draft = draft
 
 
 @dataclass(frozen=True)
@@ -67,3 +77,14 @@ class Proposer(Protocol):
     def propose(self, context: Context) -> Draft: ...
 
     def reflect(self, facts: Facts) -> Reflection: ...
+
+
+@runtime_checkable
+class Author(Protocol):
+    """A proposer that can be shown what the checks say about its draft."""
+
+    def confirm(self, id: str, draft: Draft, response: Mapping[str, float]) -> list[str]:
+        """After the checks passed: what the measured response speaks against; [] lets the draft train."""
+
+    def repair(self, id: str, draft: Draft, messages: Sequence[str]) -> Draft:
+        """The draft corrected; DraftRejected after a bounded number of rounds."""

@@ -17,9 +17,9 @@ from pathlib import Path
 from ..algorithms import gate
 from ..config import Config
 from ..replay import EmptyReply, LLM, LLMError, Refused
-from ..types import CandidateError, Proposal, Reflection
+from ..types import Outcome, Proposal, Reflection
 from . import llm_reflect, propose, reflect as rules, review
-from .base import Context, Draft, Facts
+from .base import Context, Draft, DraftRejected, Facts
 from .conversation import Malformed
 from .implement import implement, repair
 from .priors import choose_cards, load_cards
@@ -27,14 +27,7 @@ from .synthesize import notes_for
 
 FINAL: dict[type[LLMError], str] = {  # recorded replies, the same for ever: asking again would not help
     Malformed: "malformed-reply", Refused: "refused", EmptyReply: "empty-reply"}
-
-
-class DraftRejected(CandidateError):
-    """No draft that is worth a job. `draft` is what there is of it; its files may be missing."""
-
-    def __init__(self, cause: str, message: str, draft: Draft):
-        super().__init__(cause, message)
-        self.draft = draft
+NEVER_RUN = frozenset({"duplicate", "gate", "inconsistent", *FINAL.values()})
 
 
 class LLMProposer:
@@ -72,6 +65,8 @@ class LLMProposer:
             raise DraftRejected(FINAL[type(error)], str(error), draft) from None
 
     def reflect(self, facts: Facts) -> Reflection:
+        if facts.outcome is Outcome.CANDIDATE_ERROR and facts.cause in NEVER_RUN:
+            return rules.reflect(facts)  # the cause says it all; there is nothing to diagnose, and nothing to pay for
         return llm_reflect.reflect(self.llm, facts, rules.reflect(facts))
 
     def _work(self, id: str, proposal: Proposal, files: Mapping[str, str], first: Callable[[], dict[str, str]],

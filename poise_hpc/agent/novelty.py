@@ -19,7 +19,9 @@ TEXT_OVERLAP = 0.9  # share of three-word runs that two proposals have in common
 
 
 def check_novelty(draft: Draft, context: Context) -> str | None:
-    """Why the draft is a duplicate, naming the candidate; None if it is new. A draft without files is compared by its proposal."""
+    """Why the draft is refused, naming the candidate that it repeats; None if it is new. Without files the proposal is compared."""
+    if banned := sorted(context.vetoed & set(draft.proposal.mechanisms)):
+        return f"the researcher has ruled out {', '.join(banned)}"
     mine = hyperparameters(draft.proposal, draft.files)
     for id, proposal in _neighbours(draft.proposal.mechanisms, context):
         same_mechanisms = set(proposal.mechanisms) == set(draft.proposal.mechanisms)

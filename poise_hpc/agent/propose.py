@@ -54,7 +54,7 @@ class Ideas(BaseModel):
 
 def propose(llm: LLM, context: Context, config: Config, notes: str, cards: str) -> list[Proposal]:
     """Novel ideas, the best first; the duplicates of the last round, with `details["duplicate"]`, if none is novel."""
-    if waiting := siblings(context):
+    if not context.ideas and (waiting := siblings(context)):
         return waiting
     talk = Conversation(llm, "propose", context.id)
     text = prompt(context, config, notes, cards)
@@ -76,7 +76,17 @@ def prompt(context: Context, config: Config, notes: str, cards: str) -> str:
         parent_code=show_package(context.parent_code), references=evidence.references_text(context),
         history=evidence.history_text(context.entries, context.pending), notes=notes or "None yet.",
         cards=cards or "None.", recipe=evidence.recipe(config),
-        directive=context.directive or "None: raise Overall against GRPO under the same recipe.")
+        directive=wishes(context))
+
+
+def wishes(context: Context) -> str:
+    """What the researcher asks for: the directive, ideas for this very call, mechanisms ruled out."""
+    parts = [context.directive or "None: raise Overall against GRPO under the same recipe."]
+    if context.ideas:
+        parts.append("Work these ideas of the researcher out first, one proposal each:\n" + "\n".join(f"- {i}" for i in context.ideas))
+    if context.vetoed:
+        parts.append(f"Ruled out by the researcher, in no proposal: {', '.join(sorted(context.vetoed))}.")
+    return "\n\n".join(parts)
 
 
 def sift(proposals: list[Proposal], context: Context) -> tuple[list[Proposal], list[tuple[Proposal, str]]]:
