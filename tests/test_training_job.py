@@ -103,7 +103,7 @@ def test_two_ranks_resume_bit_identically(tmp_path, stage):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("call", [*(f"update:{n}" for n in range(1, 25, 3)), *(f"_sync:{n}" for n in range(1, 22, 3))])
+@pytest.mark.parametrize("call", [*(f"update:{n}" for n in range(1, 25, 3)), *(f"_sync:{n}" for n in range(1, 11, 2))])
 def test_kill_anywhere(undisturbed, tmp_path, call):
     attempt = h.write_job(tmp_path, h.make_config(evaluate={"at": [0.34, 1.0]}))
     h.finish(start(attempt, call), wanted=-signal.SIGKILL)

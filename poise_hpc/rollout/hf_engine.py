@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from . import attention
 from .base import Rollouts, uniforms
 from .kv_cache import buffer_cache
 
@@ -29,6 +30,7 @@ class HFEngine:
         self.load_weights(model)
 
     def load_weights(self, model: nn.Module) -> None:
+        attention.install(model)
         self.model = model
 
     def generate(self, prompts: Sequence[Sequence[int]], n: int, *, temperature: float, max_new_tokens: int,

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from ..rollout import attention as decoding
+
 NAME = "poise_packed"  # of our attention function in transformers' registry
 
 
@@ -103,13 +105,11 @@ class _FromRectangles(torch.autograd.Function):
 
 
 def attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *,
-              packing: Packing | None = None, scaling: float | None = None, **kwargs: Any) -> tuple[Tensor, None]:
+              packing: Packing | None = None, scaling: float | None = None, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
     """transformers' attention interface: (1, heads, L, size) each, to (1, L, heads, size). Without a packing (rollouts
-    with the same module) this is transformers' own SDPA."""
+    with the same module) this is the sampler's."""
     if packing is None:
-        from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+        return decoding.attention(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     (G, P), (B, C) = packing.prompt_rectangle, packing.completion_rectangle
     repeat = query.shape[1] // key.shape[1]  # grouped-query attention: heads per key-value head
 
@@ -118,7 +118,8 @@ def attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, atte
         if not packing.dense:
             x = _ToRectangles.apply(x, packing.padded, packing.packed)
         x = x.repeat_interleave(repeat, 1) if x.shape[1] < query.shape[1] else x
-        return (x[:G * P].unflatten(0, (G, P)).transpose(1, 2), x[G * P:].unflatten(0, (B, C)).transpose(1, 2))
+        prompts, completions = x.split((G * P, B * C))  # its backward is one copy, that of slices several
+        return prompts.unflatten(0, (G, P)).transpose(1, 2), completions.unflatten(0, (B, C)).transpose(1, 2)
 
     (qp, qc), (kp, kc), (vp, vc) = rectangles(query), rectangles(key), rectangles(value)
     prompts = scaled_dot_product_attention(qp, kp, vp, is_causal=True, scale=scaling)
