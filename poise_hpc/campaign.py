@@ -86,6 +86,7 @@ class Campaign:
     def __init__(self, root: Path, config: Config, meta: dict[str, Any]):
         self.root, self.config, self.meta = root, config, meta
         self.candidates, self.records = root / "candidates", root / "records"
+        self._resolved: tuple[Config, dict[str, Any]] | None = None
 
     # --- create and open
 
@@ -150,6 +151,13 @@ class Campaign:
         files.write_atomic(self.root / "site.yaml", yaml.safe_dump(loaded.model_dump(mode="json"), sort_keys=False))
 
     # --- read
+
+    @property
+    def resolved(self) -> dict[str, Any]:
+        """The config as plain data, for job.json; made once per config."""
+        if self._resolved is None or self._resolved[0] is not self.config:
+            self._resolved = (self.config, self.config.dump())
+        return self._resolved[1]
 
     def ids(self) -> list[str]:
         """Every candidate, in order."""

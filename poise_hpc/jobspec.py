@@ -87,10 +87,10 @@ def job(campaign: Campaign, home: Candidate, candidate: Candidate, unit: str, nu
     earlier = candidate.of(stage, unit)
     spec: dict[str, Any] = {
         "kind": str(stage), "campaign": str(campaign.root), "candidate": candidate.id, "seed": seed, "attempt": number,
-        "config": config.dump(), "ranks": ranks(config, stage), "threads": config.jobs.threads, "limits": limits(config, stage, earlier)}
+        "config": campaign.resolved, "ranks": ranks(config, stage), "threads": config.jobs.threads, "limits": limits(config, stage, earlier)}
     if stage == Stage.PREPARE:
         return spec | {"cache_dir": campaign.meta["cache_dir"], "writable": [campaign.meta["cache_dir"]]}
-    spec |= {"package": str(candidate.folder), "model": prepared(home)["model"]}
+    spec |= {"package": str(candidate.folder), "model": prepared(home)["model"], "data_sha256": prepared(home)["data_sha256"]}
     if stage == Stage.TRAIN:
         spec["resume"] = [str(a.folder) for a in earlier]
         if config.jobs.evaluate_by == "train":
