@@ -30,7 +30,7 @@ def run(job: dict[str, Any], attempt_dir: Path) -> dict[str, Any]:
     """Evaluate job["weights"] {point: folder} on every benchmark of the config, or on the (point, benchmark) pairs of
     job["only"]. Payload: the elements' names."""
     config = configuration.parse(job["config"])
-    task = load_task(config)
+    task = load_task(config, job.get("data_sha256"))
     data_sha256 = task.data_sha256()
     folders = [Path(folder) / "elements" for folder in (*job.get("resume", ()), attempt_dir)]
     out = attempt_dir / "elements"
@@ -116,13 +116,15 @@ def element(engine: Any, task: Task, benchmark: Benchmark, problems: Sequence[Pr
         "seconds": time.monotonic() - started, "npz_sha256": file_sha256(path.with_name(path.name + ".npz"))})
 
 
-def per_problem(n: int, completions: Sequence[Sequence[int]], truncated: Sequence[bool], grades: Sequence[Grade]) -> dict[str, list[Any]]:
-    """Counts out of n for each problem, and mean lengths in tokens. Row i * n + j is sample j of problem i."""
+def per_problem(n: int, completions: Sequence[Sequence[int]], truncated: Sequence[bool], grades: Sequence[Grade]) -> dict[str, Any]:
+    """Counts out of n for each problem, mean lengths in tokens, and the means of the reward's components. Row i * n + j is
+    sample j of problem i."""
     def sums(values: Sequence[int]) -> list[int]:
         return [sum(values[i:i + n]) for i in range(0, len(values), n)]
 
     return {"correct": sums([int(g.correct) for g in grades]), "valid": sums([int(g.valid) for g in grades]),
-            "truncated": sums([int(t) for t in truncated]), "mean_length": [s / n for s in sums([len(c) for c in completions])]}
+            "truncated": sums([int(t) for t in truncated]), "mean_length": [s / n for s in sums([len(c) for c in completions])],
+            "components": {name: sum(g.components[name] for g in grades) / len(grades) for name in (grades[0].components if grades else ())}}
 
 
 def pack(completions: Sequence[Sequence[int]], truncated: Sequence[bool], grades: Sequence[Grade]) -> bytes:

@@ -74,8 +74,9 @@ class Task(Protocol):
         """Hash of the problems: jobs refuse to compare numbers on different data."""
 
 
-def load_task(config: Config) -> Task:
-    """The task that the config names, with its options checked and the benchmarks' splits known."""
+def load_task(config: Config, data_sha256: str | None = None) -> Task:
+    """The task that the config names, with its options checked and the benchmarks' splits known. `data_sha256`: what
+    its data were when the campaign was prepared."""
     name = config.task.name
     make = _plug_in(name) if ":" in name else _own(name)
     # Tasks in natural language write their prompts with the tokenizer of the model that the config names.
@@ -85,6 +86,9 @@ def load_task(config: Config) -> Task:
         if benchmark.split not in task.splits:
             raise UsageError(f"evaluate.benchmarks.{key}.split: task {name!r} has no split {benchmark.split!r}"
                              + did_you_mean(benchmark.split, task.splits))
+    if data_sha256 is not None and (found := task.data_sha256()) != data_sha256:
+        raise PoiseError(f"the problems of task {name!r} have changed since this campaign was prepared (hash {found[:12]}, then "
+                         f"{data_sha256[:12]}): data, template, tokenizer, grader or task code. Restore them, or start another campaign")
     return task
 
 

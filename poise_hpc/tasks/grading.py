@@ -24,6 +24,7 @@ from .grading_rules import same
 RULES = "rules-1"      # raise it with every change of the rules' verdicts
 MAX_ANSWER = 300       # characters; longer ones are wrong unread
 CACHED = 200_000       # verdicts
+WORKER = "poise_hpc.tasks.grading_worker"
 
 Pair = tuple[str, str]  # gold, answer
 
@@ -114,7 +115,7 @@ class Pool:
         return out
 
     def _start(self) -> subprocess.Popen[str]:
-        process = subprocess.Popen([sys.executable, "-m", "poise_hpc.tasks.grading_worker", str(self.seconds)], text=True,
+        process = subprocess.Popen([sys.executable, "-m", WORKER, str(self.seconds)], text=True,
                                    stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         if not process.stdout.readline():  # its greeting
             raise PoiseError(f"the answer checker does not start (exit code {process.wait()}); its error stands above in the log. "

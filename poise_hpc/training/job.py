@@ -88,7 +88,8 @@ def make_trainer(config: Config, job: dict[str, Any], ranks: Any) -> Any:
     algorithm = load(Path(job["package"]))
     engine = Engine(policy(), config.train, config.model.dtype, ranks)
     reference = policy().to(engine.device).requires_grad_(False) if "ref_logp" in algorithm.needs else None
-    return Trainer(config, job["seed"], load_task(config), algorithm, engine, HFEngine(engine.full_model()), reference, ranks,
+    task = load_task(config, job.get("data_sha256"))
+    return Trainer(config, job["seed"], task, algorithm, engine, HFEngine(engine.full_model()), reference, ranks,
                    state=algorithm.initial_state())
 
 
