@@ -20,11 +20,12 @@ case ${wrapper##*/} in
 esac
 
 POISE_SLURM_DIR=$(dirname "$(realpath "$0")")
+POISE_SITE=$(realpath -ms "$site")
 POISE_HOST_PYTHON=$(command -v "${POISE_HOST_PYTHON:-python}") || { echo "submit.sh: no python on PATH; name one in POISE_HOST_PYTHON" >&2; exit 2; }
 POISE_SBATCH=$("$POISE_HOST_PYTHON" -m poise_hpc.site options "$site" "$stage")
 POISE_SETUP=$("$POISE_HOST_PYTHON" -m poise_hpc.site setup "$site")
 POISE_PYTHON=$("$POISE_HOST_PYTHON" -m poise_hpc.site python "$site")
-export POISE_SLURM_DIR POISE_HOST_PYTHON POISE_SBATCH POISE_SETUP POISE_PYTHON
+export POISE_SLURM_DIR POISE_SITE POISE_HOST_PYTHON POISE_SBATCH POISE_SETUP POISE_PYTHON
 
 mapfile -t options <<<"$POISE_SBATCH"
 # Both controller wrappers use this name, which `singleton` goes by: a campaign never has two of them at work.
