@@ -28,9 +28,22 @@ def obey(controller: Controller) -> bool:
     """Carry out every order, oldest first. An order is deleted after it took effect: all of them may be repeated."""
     paths = sorted((controller.campaign.root / "inbox").glob("*.json"))
     for path in paths:
-        carry_out(controller, files.read_json(path))
-        path.unlink()
+        if (order := read(path)) is None:
+            path.rename(path.with_name(f"{path.name}.refused"))
+            controller.event("campaign", "order refused", f"{path.name} is none; {', '.join(KINDS)} are, as {{\"kind\": ..., \"id\": ...}}")
+        else:
+            carry_out(controller, order)
+            path.unlink()
     return bool(paths)
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """The order, or None if the file holds none."""
+    try:
+        order = files.read_json(path)
+    except files.CorruptFile:
+        return None
+    return order if isinstance(order, dict) and order.get("kind") in KINDS and "id" in order else None
 
 
 def carry_out(controller: Controller, order: dict[str, Any]) -> None:

@@ -1,0 +1,362 @@
+"""The reconciler against jobs that end at once: whatever is killed, late, failing or out of order, the archive is the same."""
+from __future__ import annotations
+
+import json
+import random
+import re
+
+import pytest
+from helpers_campaign import campaign, noop_work
+from helpers_drive import Killed, Mortal, ShuffledCluster, archive_of, controller, drive, failing, write_package
+
+from poise_hpc import files, orders
+from poise_hpc.campaign import Campaign
+from poise_hpc.cluster import InlineCluster
+from poise_hpc.types import Outcome, PoiseError, Stage
+
+SMALL = {"search": {"candidates": 4, "train_seeds": [0, 1]}}
+TINY = {"search": {"candidates": 1, "train_seeds": [0]}, "evaluate": {"at": [1.0], "benchmarks": {
+    "easy": {"split": "easy", "problems": 4, "samples": 2, "metrics": {"acc@1": 1.0}}}}}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    root = campaign(tmp_path_factory.mktemp("undisturbed") / "c", **SMALL).root
+    drive(root)
+    return archive_of(root)
+
+
+def test_a_campaign_ends_with_everything_archived(undisturbed):
+    assert list(undisturbed) == ["c0000", "c0001", "c0002", "c0003", "c0004"]
+    assert all(e["outcome"] == Outcome.SUCCEEDED and e["seeds"] == (0, 1) for e in undisturbed.values())
+    assert undisturbed["c0000"]["parents"] == () and all(e["parents"] for id, e in undisturbed.items() if id != "c0000")
+
+
+@pytest.mark.parametrize(("evaluate_by", "seed"), [*(("train", seed) for seed in range(4)), ("seed", 0), ("element", 0), ("element", 1)])
+def test_the_order_in_which_jobs_end_changes_nothing(undisturbed, tmp_path, seed, evaluate_by):
+    root = campaign(tmp_path / "c", **SMALL, jobs={"evaluate_by": evaluate_by}).root
+    drive(root, ShuffledCluster(seed, slots=2 + seed))
+    def numbers(found):
+        return {id: {k: v for k, v in entry.items() if k != "config"} for id, entry in found.items()}  # it names evaluate_by
+
+    assert numbers(archive_of(root)) == numbers(undisturbed)
+
+
+def test_the_window_rule(tmp_path):
+    """Candidate k waits for 1 .. k - window, sees exactly these, and counts the rest as pending."""
+    root = campaign(tmp_path / "c", search={"candidates": 6, "window": 2, "train_seeds": [0]}).root
+    drive(root, ShuffledCluster(0, slots=8))
+    picks = {n: files.read_json(root / "candidates" / f"c{n:04d}" / "pick.json") for n in range(1, 7)}
+    assert [picks[n]["visible_to"] for n in range(1, 7)] == ["c0000", "c0000", "c0001", "c0002", "c0003", "c0004"]
+    assert [picks[n]["visible"] for n in range(1, 7)] == [1, 1, 2, 3, 4, 5]
+    assert [picks[n]["pending"] for n in (1, 2, 3)] == [[], ["c0001"], ["c0002"]]
+
+
+# --- kills
+
+def test_killed_at_every_write_nothing_is_lost_or_doubled(tmp_path):
+    """A campaign with a proposed and an added candidate. The controller (and the job it runs inline) dies before its n-th
+    change of the file system, for every n; opened again, it ends with the archive of the undisturbed campaign."""
+    package = write_package(tmp_path / "own")
+
+    def fresh(name):
+        created = campaign(tmp_path / name / "c", **TINY)
+        orders.package(created, package, None)
+        return created.root
+
+    drive(root := fresh("undisturbed"))
+    wanted = without_inbox_times(archive_of(root))
+    assert list(wanted) == ["c0000", "c0001", "c0002"] and wanted["c0001"]["name"] == "mine"
+    n, kills = 0, 0
+    while True:
+        root = fresh(f"n{n}")
+        with Mortal(n) as mortal:
+            drive(root)
+        again = drive(root)
+        assert without_inbox_times(archive_of(root)) == wanted, f"killed before change {n}"
+        assert not again.held and not any((root / "inbox").iterdir())
+        assert sorted(p.name for p in (root / "candidates").glob("c*")) == list(wanted)
+        kills += mortal.calls > n
+        if mortal.calls <= n:
+            break
+        n += 1
+    assert kills == n > 100  # the last round was not killed: every write has been hit
+
+
+def without_inbox_times(found):
+    text = re.sub(r'"inbox": "\d+-', '"inbox": "', json.dumps(found, default=repr))
+    return json.loads(text)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_killed_again_and_again(undisturbed, tmp_path, seed):
+    """Every life of the controller ends after a random number of changes, until one gets through."""
+    draw = random.Random(seed)
+    root = campaign(tmp_path / "c", **SMALL).root
+    lives = 0
+    while True:
+        lives += 1
+        with Mortal(draw.randrange(1, 200)):
+            drive(root)
+            break
+    assert lives > 1
+    found = archive_of(root)
+    assert found == undisturbed
+
+
+def test_a_job_that_outlives_its_controller_is_adopted(undisturbed, tmp_path):
+    """The controller dies after the cluster took the job and before it wrote the id down."""
+    root = campaign(tmp_path / "c", **SMALL).root
+    cluster = ShuffledCluster(0)
+    cluster.find = lambda job: {"job_id": "found"} if job.attempt in cluster.queue else None
+    real = cluster.submit
+
+    def submit_and_die(*arguments):
+        real(*arguments)
+        raise Killed
+
+    cluster.submit = submit_and_die
+    with pytest.raises(Killed):
+        drive(root, cluster)
+    cluster.submit = real
+    drive(root, cluster)
+    assert archive_of(root) == undisturbed
+    assert "prepare adopted" in (root / "events.log").read_text()
+    assert [p.name for p in (root / "prepare" / "attempts").iterdir()] == ["prepare-1"]
+
+
+# --- failures
+
+@pytest.mark.parametrize("kind", ["check", "train", "evaluate"])
+def test_a_candidate_error_is_archived_with_its_cause(tmp_path, kind):
+    root = campaign(tmp_path / "c", **SMALL, jobs={"evaluate_by": "seed"}).root
+    driven = drive(root, InlineCluster(failing(kind, "c0002", Outcome.CANDIDATE_ERROR, "nonfinite-loss")))
+    assert not driven.held
+    found = archive_of(root)["c0002"]
+    assert (found["outcome"], found["cause"], found["message"]) == (Outcome.CANDIDATE_ERROR, "nonfinite-loss", f"nonfinite-loss in {kind}")
+    assert found["score"] is None and found["reflection"]["verdict"] == "failed"
+    assert len(archive_of(root)) == 5  # the search went on
+
+
+def test_the_lowest_failed_seed_is_the_cause_whatever_ends_first(tmp_path):
+    def work(attempt, job):
+        if job["kind"] == "train" and job["candidate"] == "c0001":
+            return {"outcome": Outcome.CANDIDATE_ERROR, "cause": f"of-seed-{job['seed']}", "message": "", "payload": {}}
+        return noop_work(attempt, job)
+
+    causes = set()
+    for seed in range(4):
+        root = campaign(tmp_path / str(seed), **SMALL).root
+        drive(root, ShuffledCluster(seed, work=work))
+        causes.add(archive_of(root)["c0001"]["cause"])
+    assert causes == {"of-seed-0"}
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_infrastructure_errors_are_repeated(undisturbed, tmp_path, times):
+    root = campaign(tmp_path / "c", **SMALL).root
+    drive(root, InlineCluster(failing("train", "c0001", Outcome.INFRA_ERROR, times=times, seed=1)))
+    assert archive_of(root) == undisturbed
+    assert len(list((root / "candidates/c0001/attempts").glob("train-s1-*"))) == times + 1
+
+
+def test_held_after_the_limit_and_retried_by_a_person(undisturbed, tmp_path):
+    root = campaign(tmp_path / "c", **SMALL).root
+    driven = drive(root, InlineCluster(failing("train", "c0001", Outcome.INFRA_ERROR, "worker-died", seed=1)))
+    assert [(c.id, c.held_from, c.cause) for c in driven.held] == [("c0001", Stage.TRAIN, "worker-died")]
+    assert len(list((root / "candidates/c0001/attempts").glob("train-s1-*"))) == 4  # once, and infra_retries times more
+    assert "poise-hpc retry" in (root / "events.log").read_text()
+    orders.give(driven.campaign, "retry", "c0001")
+    driven = drive(root)
+    assert not driven.held
+    # A held candidate does not stop the search: later proposals were made without it, so only it and the baseline compare.
+    assert {id: archive_of(root)[id] for id in ("c0000", "c0001")} == {id: undisturbed[id] for id in ("c0000", "c0001")}
+    assert len(archive_of(root)) == 5
+
+
+def test_a_failure_after_progress_does_not_count(tmp_path):
+    """Twelve deaths, each one step further than the last: not stuck, so not held."""
+    def work(attempt, job):
+        if (job["kind"], job["candidate"], job["seed"]) == ("train", "c0001", 0) and job["attempt"] <= 12:
+            (attempt / "checkpoints" / f"step-{job['attempt']:06d}").mkdir(parents=True)
+            return {"outcome": Outcome.INFRA_ERROR, "cause": "node-fail", "message": "", "payload": {}}
+        return noop_work(attempt, job)
+
+    root = campaign(tmp_path / "c", search={"candidates": 1, "train_seeds": [0]}).root
+    assert not drive(root, InlineCluster(work)).held
+    assert archive_of(root)["c0001"]["outcome"] == Outcome.SUCCEEDED
+
+
+def test_preempted_a_hundred_times_is_not_a_failure(undisturbed, tmp_path):
+    root = campaign(tmp_path / "c", **SMALL).root
+    drive(root, InlineCluster(failing("train", "c0002", Outcome.PREEMPTED, "stopped", times=100, seed=0)))
+    assert archive_of(root) == undisturbed
+    job = files.read_json(root / "candidates/c0002/attempts/train-s0-101/job.json")
+    assert len(job["resume"]) == 100 and job["resume"][0].endswith("train-s0-1")
+
+
+def test_a_vanished_job_is_repeated(undisturbed, tmp_path):
+    class Lossy(InlineCluster):
+        def submit(self, attempts, name, stage, ranks):
+            lost = attempts[0].name in ("train-s0-1", "check-1", "prepare-1")
+            return [{"job_id": "17"}] if lost else super().submit(attempts, name, stage, ranks)
+
+    root = campaign(tmp_path / "c", **SMALL).root
+    drive(root, Lossy(noop_work))
+    assert archive_of(root) == undisturbed
+    result = files.read_json(root / "candidates/c0001/attempts/check-1/result.json")
+    assert (result["cause"], result["message"]) == ("vanished", "job 17 is gone and left no result")
+
+
+def test_no_news_is_no_failure(tmp_path):
+    class Silent(InlineCluster):
+        def submit(self, attempts, name, stage, ranks):
+            return [{"job_id": "17"}]
+
+        def alive(self, submitted):
+            return {job.attempt: None for job in submitted}
+
+    driven = controller(campaign(tmp_path / "c").root, Silent(noop_work))
+    for _ in range(50):
+        driven.step()
+    assert [a.name for a in driven.home.attempts] == ["prepare-1"] and driven.home.attempts[0].result is None
+
+
+def test_a_failed_baseline_ends_the_campaign_with_the_reason(tmp_path):
+    root = campaign(tmp_path / "c").root
+    with pytest.raises(PoiseError, match=r"the baseline c0000 failed \(check-failed\), so there is nothing to compare with; `poise-hpc show"):
+        drive(root, InlineCluster(failing("check", "c0000", Outcome.CANDIDATE_ERROR, "check-failed")))
+    assert list(archive_of(root)) == ["c0000"]
+
+
+def test_a_task_that_cannot_be_prepared_is_held(tmp_path):
+    root = campaign(tmp_path / "c").root
+    driven = drive(root, InlineCluster(failing("prepare", "prepare", Outcome.INFRA_ERROR, "PoiseError")))
+    assert [(c.id, c.cause) for c in driven.held] == [("prepare", "PoiseError")] and driven.count == 0
+    orders.give(driven.campaign, "retry")
+    assert len(drive(root).archive.entries) == 8
+
+
+# --- orders
+
+def test_hold_keeps_everything_else_going(undisturbed, tmp_path):
+    root = campaign(tmp_path / "c", **SMALL).root
+    driven = controller(root)
+    while "c0003" not in driven.active:
+        driven.step()
+    orders.give(driven.campaign, "hold", "c0003")
+    while not driven.finished:
+        driven.step()
+    assert [c.id for c in driven.held] == ["c0003"] and sorted(archive_of(root)) == ["c0000", "c0001", "c0002", "c0004"]
+    orders.give(driven.campaign, "retry", "c0003")
+    drive(root)
+    assert archive_of(root)["c0003"] == undisturbed["c0003"]
+
+
+def test_drain_proposes_nothing_new(tmp_path):
+    root = campaign(tmp_path / "c", search={"candidates": 9, "train_seeds": [0]}).root
+    driven = controller(root)
+    while "c0002" not in driven.active:
+        driven.step()
+    orders.give(driven.campaign, "drain")
+    while not driven.finished:
+        driven.step()
+    drained = len(archive_of(root))
+    assert drained < 10 and "drain --off" in driven.stop_proposing and not driven.active
+    orders.give(driven.campaign, "resume")
+    drive(root)
+    assert len(archive_of(root)) == 10
+
+
+def test_cancel_stops_all_and_retry_goes_on(tmp_path):
+    root = campaign(tmp_path / "c", **SMALL).root
+    cluster, cancelled = ShuffledCluster(0), []
+    cluster.cancel = lambda jobs: cancelled.extend(j.attempt.name for j in jobs)
+    driven = controller(root, cluster)
+    while not driven.active or not driven.in_flight():
+        driven.step()
+    flying = [a.name for _, a in driven.in_flight()]
+    orders.give(driven.campaign, "cancel")
+    driven.step()
+    assert cancelled == flying and all(c.stage == Stage.HELD for c in driven.active.values())
+    orders.give(driven.campaign, "resume")
+    orders.give(driven.campaign, "retry")
+    while not driven.finished:
+        driven.step()
+    assert len(archive_of(root)) == 5
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"kind": "explode", "id": null}', '{"hello": 1}'])
+def test_a_file_that_is_no_order_is_set_aside(undisturbed, tmp_path, text):
+    root = campaign(tmp_path / "c", **SMALL).root
+    (root / "inbox" / "1-x.json").write_text(text)
+    drive(root)
+    assert archive_of(root) == undisturbed
+    assert [p.name for p in (root / "inbox").iterdir()] == ["1-x.json.refused"]
+    assert "order refused" in (root / "events.log").read_text()
+
+
+def test_an_added_package_goes_the_same_way(tmp_path):
+    created = campaign(tmp_path / "c", **SMALL)
+    orders.package(created, write_package(tmp_path / "own"), "c0000")
+    drive(created.root)
+    found = archive_of(created.root)
+    mine = [e for e in found.values() if e["name"] == "mine"]
+    assert len(mine) == 1 and mine[0]["proposer"] == "person" and mine[0]["parents"] == ("c0000",) and mine[0]["score"]
+    assert len(found) == 6  # it does not use up the proposer's number
+
+
+# --- damage
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "empty"])
+def test_a_damaged_record_is_restored_from_its_folder(undisturbed, tmp_path, damage):
+    root = campaign(tmp_path / "c", **SMALL).root
+    drive(root)
+    path = root / "records" / "c0002.h5"
+    before = path.read_bytes()
+    if damage == "delete":
+        path.unlink()
+    else:
+        path.write_bytes({"flip": before[:900] + bytes([before[900] ^ 1]) + before[901:], "truncate": before[:700], "empty": b""}[damage])
+    driven = drive(root)
+    if damage == "delete":
+        assert not driven.archive.problems  # no index: nothing told of it, and its folder leads it through the stages again
+    assert path.read_bytes() == before and archive_of(root) == undisturbed
+    assert len(list((root / "records").glob("*.damaged-*"))) == (damage != "delete")
+    assert "record restored" in (root / "events.log").read_text() or damage == "delete"
+
+
+def test_lost_status_files_are_derived_again(undisturbed, tmp_path):
+    root = campaign(tmp_path / "c", **SMALL).root
+    drive(root)
+    for path in [*root.glob("candidates/*/status.json"), root / "prepare" / "status.json"]:
+        path.write_bytes(b"")
+    (root / "records" / "c0003.h5").unlink()
+    drive(root)
+    assert archive_of(root) == undisturbed
+
+
+def test_a_record_damaged_together_with_its_status(tmp_path):
+    root = campaign(tmp_path / "c", **SMALL).root
+    drive(root, InlineCluster(failing("train", "c0002", Outcome.CANDIDATE_ERROR, "hang")))
+    wanted = archive_of(root)
+    for id in ("c0001", "c0002"):
+        (root / "records" / f"{id}.h5").write_bytes(b"rotten")
+        (root / "candidates" / id / "status.json").write_bytes(b"rotten")
+    drive(root)
+    assert archive_of(root) == wanted
+
+
+def test_corrupt_job_files_are_named_with_the_cure(tmp_path):
+    root = campaign(tmp_path / "c", **SMALL).root
+    driven = controller(root, ShuffledCluster(0))
+    while "c0001" not in driven.active or not driven.active["c0001"].attempts:
+        driven.step()
+    attempt = driven.active["c0001"].attempts[0].folder
+    (attempt / "result.json").write_text('{"outcome": "succ')
+    with pytest.raises(files.CorruptFile, match="Delete it: the job then counts as lost and is repeated"):
+        Campaign.open(root).load("c0001")
+    (attempt / "result.json").unlink()
+    (attempt / "intent.json").unlink()
+    with pytest.raises(PoiseError, match="has no intent.json. Delete the folder"):
+        Campaign.open(root).load("c0001")
