@@ -67,11 +67,14 @@ def controller(root: Path, cluster: Any = None, **more: Any) -> Controller:
 
 def drive(root: Path, cluster: Any = None, limit: int = 2000) -> Controller:
     """Open the campaign and step until it is finished."""
-    driven = controller(root, cluster)
+    return finish(controller(root, cluster), limit)
+
+
+def finish(driven: Controller, limit: int = 2000) -> Controller:
     for _ in range(limit):
+        driven.step()
         if driven.finished:
             return driven
-        driven.step()
     raise AssertionError(f"not finished after {limit} steps: {[(c.id, c.stage) for c in driven.active.values()]}")
 
 
