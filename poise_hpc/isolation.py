@@ -23,12 +23,20 @@ KEEP_PREFIX = ("LC_", "OMP_", "MKL_", "OPENBLAS_", "CUDA_", "NVIDIA_", "NCCL_", 
 SECRET = ("KEY", "TOKEN", "SECRET", "PASSWORD", "CREDENTIAL")
 
 
+# Tools compile and cache into the home directory, which on clusters is shared, small and slow; two jobs that compile
+# into one cache corrupt it. Variable -> folder below the job's own cache.
+CACHES = {"HF_HOME": "huggingface", "TORCH_EXTENSIONS_DIR": "extensions", "TORCHINDUCTOR_CACHE_DIR": "inductor",
+          "TRITON_CACHE_DIR": "triton", "VLLM_CACHE_ROOT": "vllm", "XDG_CACHE_HOME": "xdg"}
+
+
 def environment(source: Mapping[str, str], attempt: Path, extra: Mapping[str, str]) -> dict[str, str]:
     """The worker's environment: allow-listed names of `source`, never one that sounds like a secret, then `extra`."""
     env = {k: v for k, v in source.items()
            if (k in KEEP or k.startswith(KEEP_PREFIX)) and not any(word in k.upper() for word in SECRET)}
     scratch = attempt / "tmp"
-    env |= {"HOME": str(scratch), "TMPDIR": str(scratch), "XDG_CACHE_HOME": str(scratch / "cache"),
+    cache = Path(source.get("POISE_JOB_CACHE", scratch / "cache"))  # job-local disk where the site has one
+    env |= {name: str(cache / folder) for name, folder in CACHES.items()}
+    env |= {"HOME": str(scratch), "TMPDIR": str(scratch),
             "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
             "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "PYTHONHASHSEED": "0"}
     return env | dict(extra)

@@ -128,7 +128,8 @@ class Supervisor:
         landlock = auto and isolation.landlock_abi() >= 1
         walls = {"environment": "allow-list", "network": "namespace" if prefix else "open",
                  "files": "landlock" if landlock else "open"}
-        writable = [self.attempt, *(Path(p) for p in self.job.get("writable", ()))]
+        writable = [self.attempt, *(Path(p) for p in self.job.get("writable", ())),
+                    *(Path(os.environ[name]) for name in ("POISE_JOB_CACHE",) if name in os.environ)]
         for folder in writable:  # Landlock opens what it is to allow
             folder.mkdir(parents=True, exist_ok=True)
         supervisor = os.getpid()

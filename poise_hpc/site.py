@@ -19,16 +19,13 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from . import config
 from .config import Positive, Section
+from .isolation import CACHES
 from .types import UsageError
 
 Word = Annotated[str, Field(pattern=r"^\S+$")]           # one #SBATCH value: no blanks, no line ends
 Line = Annotated[str, Field(pattern=r"^[^\n]+$")]
 Tuple = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
 
-# Tools compile and cache into the home directory, which on clusters is shared, small and slow; two jobs that compile
-# into one cache corrupt it. Variable -> folder below the job's own cache.
-CACHES = {"HF_HOME": "huggingface", "TORCH_EXTENSIONS_DIR": "extensions", "TORCHINDUCTOR_CACHE_DIR": "inductor",
-          "TRITON_CACHE_DIR": "triton", "VLLM_CACHE_ROOT": "vllm", "XDG_CACHE_HOME": "xdg"}
 # Compute nodes have no internet: without these, libraries wait for time-outs or report usage.
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1",
            "DO_NOT_TRACK": "1"}
