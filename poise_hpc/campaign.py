@@ -21,7 +21,9 @@ from .types import Outcome, PoiseError, Proposal, Stage, UsageError
 
 FORMAT = 1
 # What may change under an existing campaign: how long and how wide it runs, not what its numbers mean.
-OPERATIONAL = re.compile(r"budget(\..*)?|search\.candidates|jobs\.(max_parallel|\w+_min|memory_gb|infra_retries|heartbeat_s)|agent\..*")
+OPERATIONAL = re.compile(r"budget(\..*)?|search\.candidates|jobs\.(max_parallel|\w+_min|memory_gb|infra_retries|heartbeat_s)|"
+                         # of the agent, not what prompts and rounds are made of: a replay could not repeat them
+                         r"agent\.(?!proposals|duplicate_rounds|repair_rounds|synthesize_every|cards).*")
 LOCK_STALE_S = 900.0  # a lock of another host that was not refreshed for so long
 
 
@@ -50,6 +52,11 @@ class Attempt:
         return seed_of(self.unit)
 
     @property
+    def version(self) -> int:
+        """Of the package that it ran: an author may have revised it since."""
+        return self.intent.get("version", 1)
+
+    @property
     def outcome(self) -> Outcome | None:
         return Outcome(self.result["outcome"]) if self.result else None
 
@@ -67,14 +74,16 @@ class Candidate:
     held_from: Stage | None = None
     forgiven: list[str] = field(default_factory=list)  # attempts whose failure a person has pardoned (`retry`)
     attempts: list[Attempt] = field(default_factory=list)
+    version: int = 1  # of its package: 1 + those kept in versions/
 
     def of(self, stage: Stage, unit: str) -> list[Attempt]:
-        return [a for a in self.attempts if a.stage == stage and a.unit == unit]
+        """Attempts with the current version of the package."""
+        return [a for a in self.attempts if a.stage == stage and a.unit == unit and a.version == self.version]
 
-    def save(self) -> None:
+    def save(self, sync: bool = False) -> None:
         files.write_json(self.folder / "status.json", {
             "id": self.id, "stage": self.stage, "outcome": self.outcome, "cause": self.cause, "message": self.message,
-            "held_from": self.held_from, "forgiven": self.forgiven}, sync=False)  # derivable: see Campaign.load
+            "held_from": self.held_from, "forgiven": self.forgiven}, sync=sync)  # derivable: see Campaign.load
 
     def proposal(self) -> Proposal:
         return Proposal.from_json(files.read_json(self.folder / "proposal.json"))
@@ -176,10 +185,10 @@ class Campaign:
         except files.CorruptFile:
             status = None
         if status is None:  # lost in a power cut: its attempts' results lead it through the stages again
-            return Candidate(id, folder, Stage.CHECK, attempts=load_attempts(folder))
+            return Candidate(id, folder, Stage.CHECK, attempts=load_attempts(folder), version=latest_version(folder))
         outcome, held = status["outcome"], status["held_from"]
         return Candidate(id, folder, Stage(status["stage"]), Outcome(outcome) if outcome else None, status["cause"],
-                         status["message"], Stage(held) if held else None, status["forgiven"], load_attempts(folder))
+                         status["message"], Stage(held) if held else None, status["forgiven"], load_attempts(folder), latest_version(folder))
 
     def code(self, id: str) -> dict[str, str]:
         """The package's files, by name, as its manifest lists them."""
@@ -275,6 +284,12 @@ def _read_or_explain(path: Path, cure: str) -> Any | None:
         return files.read_json(path)
     except files.CorruptFile as error:
         raise files.CorruptFile(f"{error}. {cure}") from None
+
+
+def latest_version(candidate: Path) -> int:
+    """Of its package: one more than `versions/` keeps."""
+    kept = candidate / "versions"
+    return 1 + sum(e.name.isdigit() for e in os.scandir(kept)) if kept.is_dir() else 1
 
 
 def seed_of(unit: str) -> int | None:

@@ -84,14 +84,17 @@ def run(campaign: Path, config_file: Path | None, site_file: Path | None, max_ca
 @click.argument("campaign", type=FOLDER)
 @as_json
 def step(campaign: Path, as_json: bool) -> None:
-    """One reconcile pass, for cron, scrontab or a self-resubmitting job."""
+    """One reconcile pass, for cron, scrontab or a self-resubmitting job. With an LLM it waits for the calls it makes."""
     from . import views
     from .campaign import Campaign
 
     opened = Campaign.open(campaign)
-    with opened.lock():
+    with opened.lock() as lock:
         controller = build(opened, say=lambda line: click.echo(line, err=as_json))
         controller.step()
+        if controller.thinking.threads:  # what the agent was asked for is waited for, and taken
+            controller.thinking.settle(lock.touch)
+            controller.step()
     emit(views.status(opened), as_json, views.status_text)
     held_exit(controller)
 
@@ -117,18 +120,32 @@ def open_or_create(root: Path, config_file: Path | None, max_candidates: int | N
     return Campaign.create(root, config, cache_dir=str(cache))
 
 
-def build(campaign: Any, say: Callable[[str], None]) -> Any:
+def build(campaign: Any, say: Callable[[str], None], thinks: bool = True) -> Any:
+    """The campaign's controller. `thinks=False`: for carrying out orders only, where there may be no endpoint and no key."""
     from .agent.offline import OfflineProposer
     from .cluster import for_campaign
     from .controller import Controller
 
-    return Controller(campaign, for_campaign(campaign), OfflineProposer(), say=say)
+    llm = thinks and campaign.config.search.proposer == "llm"
+    return Controller(campaign, for_campaign(campaign), llm_proposer(campaign) if llm else OfflineProposer(), say=say, threads=llm)
+
+
+def llm_proposer(campaign: Any) -> Any:
+    """The language model; in a replay, what it once said."""
+    from .agent.llm_proposer import LLMProposer
+    from .llm import Client
+    from .replay import Replay
+    from .transcript import Transcript
+
+    settings, transcript = campaign.config.agent, Transcript(campaign.root / "llm.jsonl", time.time)
+    llm = Replay(settings, transcript) if "replay_of" in campaign.meta else Client(settings, transcript, seed=campaign.config.search.seed)
+    return LLMProposer(llm, campaign.config, campaign.root)
 
 
 def stop_on_signal(controller: Any) -> None:
-    """Ctrl-C and TERM: ask this host's jobs to save and stop, then leave. The next `run` goes on from there."""
+    """Ctrl-C and TERM: ask this host's jobs to save and stop (a scheduler's go on), then leave. The next `run` goes on from there."""
     def leave(number: int, frame: Any) -> None:
-        running = [controller.submitted(a) for _, a in controller.in_flight()]
+        running = [controller.submitted(a) for _, a in controller.in_flight()] if controller.cluster.on_this_host else []
         controller.cluster.cancel(running)
         controller.event("campaign", "stopped", f"by signal {number}; {len(running)} jobs asked to save and stop")
         raise SystemExit(128 + number)
@@ -152,7 +169,7 @@ class Progress:
         self.last = now
         from . import views
 
-        data = views.status(self.campaign)
+        data = views.status(self.campaign, spending=False)
         b = data["budget"]
         if self.archived_at_start is None:
             self.archived_at_start = b["archived"]
@@ -164,6 +181,9 @@ class Progress:
 
 
 def held_exit(controller: Any) -> None:
+    if controller.thinking.blocked:
+        click.echo(f"held: the agent: {controller.thinking.blocked}", err=True)
+        sys.exit(HELD)
     if controller.held:
         for candidate in controller.held:
             click.echo(f"held: {candidate.id} at {candidate.held_from}: {candidate.cause}: {candidate.message}", err=True)
@@ -287,13 +307,74 @@ def drain(campaign: Path, off: bool) -> None:
     settle(opened)
 
 
+@main.command()
+@click.argument("campaign", type=FOLDER)
+@click.argument("text")
+def directive(campaign: Path, text: str) -> None:
+    """What the search is to aim at from now on, in a sentence; "" ends it."""
+    from . import guidance
+
+    named = guidance.objectives(text)
+    tell(campaign, "directive", text)
+    click.echo(f"selection also weighs: {', '.join(named) or 'nothing new; it knows the words of length and cost'}")
+
+
+@main.command()
+@click.argument("campaign", type=FOLDER)
+@click.argument("text")
+def idea(campaign: Path, text: str) -> None:
+    """A suggestion that the language model works out next."""
+    from .campaign import Campaign
+
+    if Campaign.open(campaign).config.search.proposer != "llm":
+        raise UsageError("only a language model can read an idea (search.proposer: llm); `poise-hpc add` takes code")
+    tell(campaign, "idea", text)
+
+
+@main.command()
+@click.argument("campaign", type=FOLDER)
+@click.argument("candidate", required=False)
+@click.option("--off", is_flag=True, help="Choose parents again.")
+def pin(campaign: Path, candidate: str | None, off: bool) -> None:
+    """Make CANDIDATE the parent of all that is proposed from now on."""
+    from .archive import ArchiveView
+
+    if off == bool(candidate):
+        raise UsageError("give a candidate, or --off")
+    if candidate and not any(e.id == candidate and e.score for e in ArchiveView.load(campaign).entries):
+        raise UsageError(f"{candidate} has no score in the archive; `poise-hpc leaderboard {campaign}` lists those that have")
+    tell(campaign, "pin", candidate or "")
+
+
+@main.command()
+@click.argument("campaign", type=FOLDER)
+@click.argument("what")
+@click.option("--off", is_flag=True, help="Allow it again.")
+def veto(campaign: Path, what: str, off: bool) -> None:
+    """Never again WHAT: a candidate as parent, or a mechanism in a parent or a proposal."""
+    from .types import BASELINE_ID
+
+    if what == BASELINE_ID:
+        raise UsageError(f"{BASELINE_ID} stays a possible parent: something must remain")
+    tell(campaign, "veto", what, off)
+
+
+def tell(campaign: Path, kind: str, text: str, off: bool = False) -> None:
+    from . import orders
+    from .campaign import Campaign
+
+    opened = Campaign.open(campaign)
+    orders.give(opened, kind, text=text, off=off)
+    settle(opened)
+
+
 def settle(campaign: Any) -> None:
     """Carry the order out here, unless a controller is at work, which then does it within a second."""
     from . import orders
 
     try:
         with campaign.lock():
-            orders.obey(build(campaign, say=click.echo))
+            orders.obey(build(campaign, say=click.echo, thinks=False))
     except UsageError:
         raise
     except PoiseError:
@@ -341,6 +422,28 @@ derived_command("rerun", "Train and evaluate an entry again from its record alon
 derived_command("confirm", "A winner against the baseline on fresh seeds and on prompts that selection never saw.")
 derived_command("ablate", "A winner with each of its mechanisms switched off in turn, paired seeds.")
 derived_command("transfer", "A winner against the baseline in another setting (--config).", config_needed=True)
+
+
+@main.command()
+@click.argument("campaign", type=FOLDER)
+@click.argument("new", type=FOLDER)
+@as_json
+def replay(campaign: Path, new: Path, as_json: bool) -> None:
+    """Run a finished LLM campaign again as NEW, from its transcript: no endpoint, no cost; and compare the archives."""
+    from . import replaying
+    from .campaign import Campaign
+    from .controller import drive
+
+    origin = Campaign.open(campaign)
+    target = replaying.create(origin, new)
+    with target.lock() as lock:
+        controller = build(target, say=lambda line: click.echo(line, err=as_json))
+        stop_on_signal(controller)
+        drive(controller, time.sleep, lock, watch=Progress(target, quiet=as_json))
+    held_exit(controller)
+    data = replaying.compare(origin, target)
+    emit(data, as_json, replaying.compare_text)
+    sys.exit(1 if data["different"] else 0)
 
 
 # --- the archive

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from . import files, jobspec, orders, recording
-from .agent.base import Proposer
+from . import files, jobspec, orders, packages, recording, reviewing
+from .agent.base import Author, Proposer
 from .archive import ArchiveView
 from .campaign import Attempt, Campaign, Candidate
 from .cluster import Cluster, Gone, Submitted
-from .lifecycle import RESTING, next_stage
+from .lifecycle import AFTER_REVIEW, RESTING, THINKING, next_stage
 from .proposing import Proposing
+from .thinking import Thinking
 from .types import BASELINE_ID, Outcome, PoiseError, Stage
 
 VANISHED = {"payload": {}, "run_seconds": 0.0}
@@ -25,26 +27,28 @@ VANISHED = {"payload": {}, "run_seconds": 0.0}
 
 class Controller:
     def __init__(self, campaign: Campaign, cluster: Cluster, proposer: Proposer, clock: Callable[[], float] = time.time,
-                 say: Callable[[str], None] = lambda line: None):
+                 say: Callable[[str], None] = lambda line: None, threads: bool = False):
         self.campaign, self.cluster, self.proposer, self.clock, self.say = campaign, cluster, proposer, clock, say
         self.archive = ArchiveView.load(campaign.root)
-        for id, problem in self.archive.problems.items():
+        for id, problem in list(self.archive.problems.items()):
             self.restore(id, problem)
         archived = campaign.archived_ids()
         self.active: dict[str, Candidate] = {id: campaign.load(id) for id in campaign.ids() if id not in archived}
+        for id in [c.id for c in self.active.values() if c.stage == Stage.ARCHIVED]:
+            self.active[id] = self.restore(id, "its record is missing")
         self.count = len(archived) + len(self.active)
         self.home = jobspec.home(campaign)
         self.recorder = recording.Recorder(campaign, self.archive)
-        self.proposing = Proposing(campaign, proposer, self.archive)
+        self.thinking = Thinking(threads, campaign.config.agent.backoff_max_s, time.monotonic, self.event)
+        self.proposing = Proposing(campaign, proposer, self.archive, self.thinking)
         self.stop_proposing = ""      # why no further candidate is wanted; "" while some are
-        self.waiting = False          # the next candidate cannot be proposed before others are archived
         self._asked_scheduler = 0.0
 
-    def restore(self, id: str, problem: str) -> None:
+    def restore(self, id: str, problem: str) -> Candidate | None:
         """A damaged record is set aside and written again from the candidate's own folder, which still holds it all."""
         if not (self.campaign.candidates / id / "status.json").exists():
             self.event(id, "record damaged", problem)
-            return
+            return None
         record = self.campaign.records / f"{id}.h5"
         if record.exists():
             record.rename(record.with_suffix(f".h5.damaged-{int(self.clock())}"))
@@ -53,6 +57,7 @@ class Controller:
             candidate.stage = Stage.REFLECT
         candidate.save()
         self.event(id, "record restored", f"from its folder; {problem}")
+        return candidate
 
     # --- the loop
 
@@ -73,8 +78,9 @@ class Controller:
         """Nothing will move without a person or a new budget."""
         if self.home.stage == Stage.HELD:
             return True
-        return self.home.stage == Stage.ARCHIVED and bool(self.stop_proposing or self.waiting) and all(
-            c.stage in RESTING for c in self.active.values())
+        blocked = self.thinking.blocked
+        return self.home.stage == Stage.ARCHIVED and bool(self.stop_proposing or self.proposing.waiting or blocked) and all(
+            c.stage in RESTING or (blocked and c.stage in THINKING) for c in self.active.values())
 
     @property
     def held(self) -> list[Candidate]:
@@ -161,9 +167,10 @@ class Controller:
                 if outcome is None:
                     return False
                 return self.move(candidate, outcome)
+            case Stage.REVIEW:
+                return self.review(candidate)
             case Stage.REFLECT:
-                self.recorder.reflect(candidate, self.proposer)
-                return self.archive_it(candidate)
+                return self.reflect(candidate) and self.archive_it(candidate)
         return False
 
     def stage_outcome(self, candidate: Candidate, units: list[str]) -> Outcome | None:
@@ -194,15 +201,16 @@ class Controller:
 
     def move(self, candidate: Candidate, outcome: Outcome) -> bool:
         limit = self.campaign.config.jobs.infra_retries
-        stage = next_stage(candidate.stage, outcome, infra_errors=limit, limit=limit)
-        failed = [a for a in candidate.attempts if a.stage == candidate.stage and a.outcome == outcome]
+        author = isinstance(self.proposer, Author) and candidate.proposal().proposer.startswith("llm:")
+        stage = next_stage(candidate.stage, outcome, infra_errors=limit, limit=limit, author=author)
+        failed = [a for a in candidate.attempts if a.stage == candidate.stage and a.version == candidate.version and a.outcome == outcome]
         if stage == Stage.HELD:
             self.hold(candidate, failed[0])
         else:
-            if outcome == Outcome.CANDIDATE_ERROR:
-                candidate.cause, candidate.message = failed[0].result["cause"], failed[0].result["message"]
             if stage == Stage.REFLECT:
                 candidate.outcome = outcome
+                if outcome == Outcome.CANDIDATE_ERROR:
+                    candidate.cause, candidate.message = failed[0].result["cause"], failed[0].result["message"]
             candidate.stage = stage
         candidate.save()
         return True
@@ -215,6 +223,34 @@ class Controller:
         self.event(candidate.id, "held", f"{attempt.stage} died {self.campaign.config.jobs.infra_retries + 1} times outside the "
                    f"candidate's code ({candidate.cause}). `poise-hpc logs {root} {candidate.id}` shows it; "
                    f"`poise-hpc retry {root} {candidate.id}` goes on")
+
+    def review(self, candidate: Candidate) -> bool:
+        """Its author sees what the check found: train it, check another version, or give it up."""
+        check = max((a for a in candidate.attempts if a.stage == Stage.CHECK), key=lambda a: a.number)
+        assert isinstance(self.proposer, Author) and check.result is not None
+        thought = self.thinking.ask(candidate.id, "review", lambda: partial(
+            reviewing.review, self.proposer, candidate.id, packages.read(candidate.folder, check.version), check.result))
+        if thought is None:
+            return False
+        ending = thought.result()
+        if ending.draft is not None:
+            packages.revise(candidate, check.version, ending.draft)
+        if ending.review == "rejected":
+            candidate.outcome, candidate.cause, candidate.message = Outcome.CANDIDATE_ERROR, ending.cause, ending.message
+        candidate.stage = AFTER_REVIEW[ending.review]
+        candidate.save()
+        self.event(candidate.id, f"check {ending.review}", f"version {candidate.version}  {ending.cause}")
+        return True
+
+    def reflect(self, candidate: Candidate) -> bool:
+        """Is reflection.json there? Written once."""
+        path = candidate.folder / "reflection.json"
+        if not path.exists():
+            thought = self.thinking.ask(candidate.id, "reflect", lambda: partial(self.proposer.reflect, self.recorder.facts(candidate)))
+            if thought is None:
+                return False
+            files.write_json(path, thought.result().to_json())
+        return True
 
     def archive_it(self, candidate: Candidate) -> bool:
         summary = self.recorder.record(candidate)
@@ -231,7 +267,6 @@ class Controller:
         if self.stop_proposing:
             return False
         made = self.proposing.next(self.count, self.active)
-        self.waiting = made is None
         if made is None:
             return False
         candidate, proposal = made

@@ -67,11 +67,13 @@ def announce(campaign: Campaign, home: Candidate, wanted: list[tuple[Candidate, 
     controller knows of them. More than one is an array, in this order."""
     attempts: list[Attempt] = []
     for index, (candidate, unit) in enumerate(wanted):
-        stage, number = candidate.stage, len(candidate.of(candidate.stage, unit)) + 1
+        stage = candidate.stage
+        number = 1 + sum(a.stage == stage and a.unit == unit for a in candidate.attempts)  # of all versions
         folder = candidate.folder / "attempts" / attempt_name(stage, unit, number)
         if not attempts:
             name = f"{job_prefix(campaign)}{candidate.id}-{folder.name}"
-        intent = {"name": name, "index": index if len(wanted) > 1 else None, "of": len(wanted), "controller": files.process_identity()}
+        intent = {"name": name, "index": index if len(wanted) > 1 else None, "of": len(wanted), "version": candidate.version,
+                  "controller": files.process_identity()}
         temporary = folder.parent / f".{folder.name}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)

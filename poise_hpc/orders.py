@@ -1,4 +1,4 @@
-"""What a person asks of a campaign: hold, retry, cancel, drain. An order is a file in `inbox/`; whoever drives the
+"""What a person asks of a campaign: hold, retry, cancel, drain, and what `guidance` keeps. An order is a file in `inbox/`; whoever drives the
 campaign carries it out at its next step, so that a running controller and a command line never write the same state.
 """
 from __future__ import annotations
@@ -7,21 +7,21 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import files
+from . import files, guidance
 from .campaign import Campaign, Candidate
 from .lifecycle import RESTING
 from .proposing import DRAIN
-from .types import Outcome, Stage
+from .types import Outcome, Stage, candidate_id
 
 if TYPE_CHECKING:
     from .controller import Controller
 
-KINDS = ("hold", "retry", "cancel", "drain", "resume")
+KINDS = ("hold", "retry", "cancel", "drain", "resume", *guidance.KINDS)
 
 
-def give(campaign: Campaign, kind: str, id: str | None = None) -> None:
+def give(campaign: Campaign, kind: str, id: str | None = None, text: str = "", off: bool = False) -> None:
     assert kind in KINDS
-    files.write_json(campaign.root / "inbox" / f"{time.time_ns()}-{kind}.json", {"kind": kind, "id": id})
+    files.write_json(campaign.root / "inbox" / f"{time.time_ns()}-{kind}.json", {"kind": kind, "id": id, "text": text, "off": off})
 
 
 def obey(controller: Controller) -> bool:
@@ -32,7 +32,7 @@ def obey(controller: Controller) -> bool:
             path.rename(path.with_name(f"{path.name}.refused"))
             controller.event("campaign", "order refused", f"{path.name} is none; {', '.join(KINDS)} are, as {{\"kind\": ..., \"id\": ...}}")
         else:
-            carry_out(controller, order)
+            carry_out(controller, order, path.stem)
             path.unlink()
     return bool(paths)
 
@@ -46,7 +46,7 @@ def read(path: Path) -> dict[str, Any] | None:
     return order if isinstance(order, dict) and order.get("kind") in KINDS and "id" in order else None
 
 
-def carry_out(controller: Controller, order: dict[str, Any]) -> None:
+def carry_out(controller: Controller, order: dict[str, Any], name: str) -> None:
     kind, id, drain = order["kind"], order["id"], controller.campaign.root / DRAIN
     chosen = [c for c in [controller.home, *controller.active.values()] if id in (None, c.id)]
     match kind:
@@ -62,6 +62,11 @@ def carry_out(controller: Controller, order: dict[str, Any]) -> None:
         case "retry":
             for candidate in chosen:
                 retry(candidate)
+        case _:
+            number, text, off = controller.proposing.unseen(controller.count), str(order.get("text", "")), bool(order.get("off"))
+            guidance.note(controller.campaign.root, name, number, kind, text, off, controller.clock())
+            controller.event("campaign", kind, f"{'off ' if off else ''}{text}  from {candidate_id(number)} on")
+            return
     controller.event(id or "campaign", kind, "by a person")
 
 
@@ -89,7 +94,7 @@ def package(campaign: Campaign, folder: Path, parent: str | None) -> Path:
     import os
     import shutil
 
-    from .proposing import read_package
+    from .packages import read_package
 
     draft = read_package(folder)
     target = campaign.root / "inbox" / f"{time.time_ns()}-{folder.resolve().name}"

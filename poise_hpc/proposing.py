@@ -6,34 +6,40 @@ finished first or what was killed. A wider window keeps more slots busy, on olde
 """
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import fields, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from . import files
-from .agent.base import Context, Draft, Proposer
+from . import files, guidance, packages
+from .agent.base import Context, Draft, DraftRejected, Proposer
 from .archive import ArchiveView
 from .campaign import Campaign, Candidate
 from .lifecycle import RESTING
-from .types import (BASELINE_ID, CandidateError, EntrySummary, PoiseError, Proposal, Reflection, Stage, UsageError, candidate_id,
-                    candidate_number)
+from .thinking import Thinking
+from .transcript import BudgetExceeded
+from .types import BASELINE_ID, EntrySummary, PoiseError, Proposal, Reflection, candidate_id, candidate_number
 
 T = TypeVar("T")
-DRAIN = "drain"  # a file of this name in the campaign: nothing new is proposed
+# Names in the campaign's folder:
+DRAIN = "drain"           # a file: nothing new is proposed
+BEGUN = "proposing.json"  # the candidate that the proposer was last asked for
+PLANNED = "planned"       # of a replay: packages of persons and parents, by candidate
 
 
 class Proposing:
-    def __init__(self, campaign: Campaign, proposer: Proposer, archive: ArchiveView):
-        self.campaign, self.proposer, self.archive = campaign, proposer, archive
+    def __init__(self, campaign: Campaign, proposer: Proposer, archive: ArchiveView, thinking: Thinking):
+        self.campaign, self.proposer, self.archive, self.thinking = campaign, proposer, archive, thinking
+        self.waiting = False  # the next candidate cannot be proposed before others are archived
+        self.spent = ""       # why the proposer cannot be paid for another proposal
 
     def exhausted(self, count: int, active: Mapping[str, Candidate], now: float) -> str:
         """Why no further candidate is wanted; "" while some are."""
         search, budget = self.campaign.config.search, self.campaign.config.budget
-        if count == 0 or self.inbox():
+        if count == 0 or self.inbox() or (self.campaign.root / PLANNED / candidate_id(count) / "proposal.json").exists():
             return ""
         if (self.campaign.root / DRAIN).exists():
             return f"draining; `poise-hpc drain --off {self.campaign.root}` ends it"
@@ -44,7 +50,7 @@ class Proposing:
             return f"{hours:.2f} of {budget.run_hours:g} run hours are used"
         if count - 1 - self.added(active) >= search.candidates:
             return f"all {search.candidates} candidates are proposed"
-        return ""
+        return self.spent
 
     def run_hours(self, active: Mapping[str, Candidate]) -> float:
         """Run time x ranks of every job so far, queue wait not counted."""
@@ -61,66 +67,137 @@ class Proposing:
         return sorted(Path(e.path) for e in os.scandir(self.campaign.root / "inbox") if e.is_dir() and not e.name.startswith("."))
 
     def next(self, count: int, active: Mapping[str, Candidate]) -> tuple[Candidate, Proposal] | None:
-        """The next candidate, its folder made whole; None while what it must see is not there yet."""
-        id = candidate_id(count)
+        """The next candidate, its folder made whole; None while what it must see, or its proposal, is not there yet."""
+        id, self.waiting, taken = candidate_id(count), False, None
+        planned = self.campaign.root / PLANNED / id
         if count == 0:
-            draft, pick = baseline(self.campaign.config.search.baseline), None
-        elif waiting := self.inbox():
-            draft, pick = self.from_inbox(waiting[0], count), None
+            made = Made(packages.baseline(self.campaign.config.search.baseline))
+        elif (planned / "proposal.json").exists():
+            made = Made(packages.read_package(planned))
+        elif (waiting := self.inbox()) and not self.proposal_goes_on(id):
+            taken = waiting[0]
+            draft = self.from_inbox(taken, count)
             if draft is None:
                 return self.next(count, active)
+            made = Made(draft)
         else:
             horizon = max(0, count - self.campaign.config.search.window)
             if any(candidate_number(c) <= horizon and a.stage not in RESTING for c, a in active.items()):
+                self.waiting = True
                 return None
+            proposed = self.propose(id, horizon)
+            if proposed is None:
+                return None
+            made = proposed
+        candidate = packages.create_candidate(self.campaign, id, made.draft, made.pick, made.rejected)
+        if taken is not None:
+            shutil.rmtree(taken)
+        return candidate, made.draft.proposal
+
+    def propose(self, id: str, horizon: int) -> Made | None:
+        """Ask the proposer; None while it thinks, while the baseline is missing, or when its money is spent."""
+        if all(e.id != BASELINE_ID for e in self.archive.entries):
+            self.waiting = True
+            return None
+
+        def gather() -> Callable[[], Made]:
             context, pick = self.context(id, horizon)
-            if context is None:
-                return None
-            draft = self.proposer.propose(context)
-        candidate = create_candidate(self.campaign, id, draft, pick)
-        if count and pick is None:
-            shutil.rmtree(waiting[0])
-        return candidate, draft.proposal
+            if self.thinking.threads:
+                files.write_json(self.campaign.root / BEGUN, {"id": id})
+            return partial(draft_from, self.proposer, context, pick)
+
+        thought = self.thinking.ask(id, "propose", gather)
+        try:
+            return thought.result() if thought else None
+        except BudgetExceeded as error:
+            if not self.thinking.after_others(id, "propose"):  # what they reserved may come back
+                self.spent = str(error)
+            return None
+
+    def begun(self, id: str) -> bool:
+        """Was the proposer asked for this candidate, here or before a kill? What it was shown must not change then."""
+        return files.read_json(self.campaign.root / BEGUN) == {"id": id}
+
+    def unseen(self, count: int) -> int:
+        """The first candidate whose proposal has seen nothing yet: from it on, a person's word holds."""
+        return count + self.begun(candidate_id(count))
+
+    def proposal_goes_on(self, id: str) -> bool:
+        """Does a person's package have to wait for a proposal that was begun? Not for one that waits itself."""
+        return self.begun(id) and not (self.spent or self.thinking.blocked or self.thinking.paused(id, "propose"))
 
     def from_inbox(self, folder: Path, count: int) -> Draft | None:
         """A person's package; None if the last candidate was made of it and we were killed before the folder was gone."""
         if self.campaign.proposal(candidate_id(count - 1)).details.get("inbox") == folder.name:
             shutil.rmtree(folder)
             return None
-        draft = read_package(folder)
+        draft = packages.read_package(folder)
         return replace(draft, proposal=replace(draft.proposal, details=draft.proposal.details | {"inbox": folder.name}))
 
-    def context(self, id: str, horizon: int) -> tuple[Context | None, dict[str, Any]]:
+    def context(self, id: str, horizon: int) -> tuple[Context, dict[str, Any]]:
         """What the proposer may see, and the account of the parent's choice (pick.json)."""
         import numpy
 
-        from .selection.acquisition import choose_parent
         from .selection.references import choose_references
 
         campaign, search, number = self.campaign, self.campaign.config.search, candidate_number(id)
         entries = tuple(e for e in self.archive.entries if candidate_number(e.id) <= horizon)
-        base = next((e for e in entries if e.id == BASELINE_ID), None)
-        if base is None:
-            return None, {}
-        if base.score is None:
-            raise PoiseError(f"the baseline {BASELINE_ID} failed ({base.cause}), so there is nothing to compare with; "
-                             f"`poise-hpc show {campaign.root} {BASELINE_ID}` says why. Start another campaign")
-        pending = {candidate_id(k): campaign.proposal(candidate_id(k)) for k in range(max(1, horizon + 1), number)}
+        since = number
+        while since > 1 and campaign.proposal(candidate_id(since - 1)).proposer == "person":
+            since -= 1
+        said = guidance.at(campaign.root, number, search.directive, since)
+        # Read now, and in their first version: what this candidate sees must not depend on how fast others are repaired.
+        pending = {candidate_id(k): packages.read(campaign.candidates / candidate_id(k), 1) for k in range(max(1, horizon + 1), number)}
         rng = numpy.random.default_rng([search.seed, number])
-        previous = files.read_json(campaign.candidates / candidate_id(number - 1) / "pick.json") if (number - 1) % search.per_parent else None
-        if previous is not None:
-            pick = previous | {"explanation": f"same parent as {candidate_id(number - 1)}: {search.per_parent} candidates a parent"}
-        else:
-            chosen = choose_parent(entries, [(c, p.parents) for c, p in pending.items()], search.acquisition, rng)
-            pick = {"parent": chosen.parent, "explanation": chosen.explanation, "terms": chosen.terms}
+        pick = self.pick(number, entries, {c: d.proposal.parents for c, d in pending.items()}, said, rng)
         pick |= {"visible": len(entries), "visible_to": candidate_id(horizon), "pending": sorted(pending)}
         by_id = {e.id: e for e in entries}
         parent = by_id[pick["parent"]]
         return Context(
             id=id, seed=search.seed, parent=parent, parent_code=campaign.code(parent.id), parent_proposal=campaign.proposal(parent.id),
-            references=tuple(choose_references(entries, parent.id, 4, rng)), entries=entries, pending=tuple(pending.items()),
-            proposals=Lazy(by_id, campaign.proposal), code=campaign.code, reflections=Lazy(by_id, lambda c: reflection(campaign, c)),
-            directive=search.directive), pick
+            references=tuple(choose_references(entries, parent.id, 4, rng)), entries=entries,
+            pending=tuple((c, d.proposal) for c, d in pending.items()), proposals=Lazy(by_id, campaign.proposal),
+            code=lambda c: pending[c].files if c in pending else campaign.code(c), reflections=Lazy(by_id, lambda c: reflection(campaign, c)),
+            directive=said.directive, ideas=said.ideas, vetoed=said.vetoed_mechanisms), pick
+
+    def pick(self, number: int, entries: Sequence[EntrySummary], pending: Mapping[str, tuple[str, ...]], said: guidance.Guidance,
+             rng: Any) -> dict[str, Any]:
+        """The parent and why: replayed, pinned, the previous candidate's, or chosen from the archive."""
+        from .selection.acquisition import choose_parent
+
+        campaign, search = self.campaign, self.campaign.config.search
+        planned = files.read_json(campaign.root / PLANNED / candidate_id(number) / "pick.json")
+        if planned is not None:
+            return planned
+        base = next(e for e in entries if e.id == BASELINE_ID)
+        if base.score is None:
+            raise PoiseError(f"the baseline {BASELINE_ID} failed ({base.cause}), so there is nothing to compare with; "
+                             f"`poise-hpc show {campaign.root} {BASELINE_ID}` says why. Start another campaign")
+        if any(e.id == said.pinned and e.score for e in entries):
+            return {"parent": said.pinned, "explanation": "pinned by a person", "terms": []}
+        barred = guidance.barred(said, entries)
+        previous = files.read_json(campaign.candidates / candidate_id(number - 1) / "pick.json") if (number - 1) % search.per_parent else None
+        if previous is not None and previous["parent"] not in barred:
+            return previous | {"explanation": f"same parent as {candidate_id(number - 1)}: {search.per_parent} candidates a parent"}
+        chosen = choose_parent(entries, list(pending.items()), search.acquisition, rng, barred=barred,
+                               objectives=guidance.objectives(said.directive))
+        return {"parent": chosen.parent, "explanation": chosen.explanation, "terms": chosen.terms}
+
+
+@dataclass(frozen=True)
+class Made:
+    """A draft on its way to become a candidate; `rejected` where it is evidence only."""
+
+    draft: Draft
+    pick: dict[str, Any] | None = None
+    rejected: DraftRejected | None = None
+
+
+def draft_from(proposer: Proposer, context: Context, pick: dict[str, Any]) -> Made:
+    try:
+        return Made(proposer.propose(context), pick)
+    except DraftRejected as error:
+        return Made(error.draft, pick, error)
 
 
 class Lazy(Mapping[str, T]):
@@ -143,73 +220,3 @@ class Lazy(Mapping[str, T]):
 
 def reflection(campaign: Campaign, id: str) -> Reflection:
     return Reflection.from_json(files.read_json(campaign.candidates / id / "reflection.json"))
-
-
-def baseline(which: str) -> Draft:
-    """A seed algorithm by name, or a package folder, as candidate c0000."""
-    folder = Path(which)
-    if folder.is_dir():
-        return read_package(folder)
-    from .algorithms import seeds
-
-    text = seeds.source(which)
-    proposal = Proposal(name=which.upper().replace("_", "-"), parents=(), hypothesis="The baseline that every candidate is paired with.",
-                        mechanisms=(), description=text.split('"""')[1].strip(), expected_effect="none: the reference", proposer="seed")
-    return Draft(proposal, {"algorithm.py": text})
-
-
-def read_package(folder: Path) -> Draft:
-    """A person's package (`add`): *.py files, and proposal.json if there is one. UsageError for what is not one."""
-    from .algorithms import load
-
-    try:
-        code = load.read_package(folder)
-        data = files.read_json(folder / "proposal.json") or {}
-    except (CandidateError, files.CorruptFile) as error:
-        raise UsageError(f"{folder} is no algorithm package: {getattr(error, 'message', error)}") from None
-    return Draft(read_proposal(data, folder), code)
-
-
-def read_proposal(data: Any, folder: Path) -> Proposal:
-    """A person's proposal.json, which may leave fields out; UsageError naming what does not fit."""
-    import pydantic
-
-    path, known = folder / "proposal.json", [f.name for f in fields(Proposal)]
-    if not isinstance(data, dict) or (unknown := data.keys() - known):
-        raise UsageError(f"{path}: " + (f"unknown keys {sorted(unknown)}" if isinstance(data, dict) else "a mapping was wanted")
-                         + f"; known: {', '.join(known)}")
-    empty = {"name": folder.name, "parents": [], "hypothesis": "", "mechanisms": [], "description": "", "expected_effect": ""}
-    try:
-        return pydantic.TypeAdapter(Proposal).validate_python(empty | data | {"proposer": "person"})
-    except pydantic.ValidationError as error:
-        raise UsageError("\n".join(f"{path}: {'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}" for e in error.errors())) from None
-
-
-def create_candidate(campaign: Campaign, id: str, draft: Draft, pick: dict[str, Any] | None) -> Candidate:
-    """The candidate's folder, whole or not at all."""
-    folder = campaign.candidates / id
-    temporary = campaign.candidates / f".{id}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    for name, text in draft.files.items():
-        files.write_atomic(temporary / name, text)
-    files.write_json(temporary / "manifest.json", {n: hashlib.sha256(text.encode()).hexdigest() for n, text in draft.files.items()}, sync=False)
-    files.write_json(temporary / "proposal.json", draft.proposal.to_json())
-    files.write_atomic(temporary / "proposal.md", markdown(id, draft.proposal), sync=False)
-    if pick is not None:
-        files.write_json(temporary / "pick.json", pick, sync=False)
-    candidate = Candidate(id, temporary, Stage.CHECK)
-    candidate.save()
-    os.rename(temporary, folder)
-    candidate.folder = folder
-    return candidate
-
-
-def markdown(id: str, proposal: Proposal) -> str:
-    sources = "\n".join(f"- {s}" for s in proposal.sources) or "- none"
-    return (f"# {id} {proposal.name}\n\nParents: {', '.join(proposal.parents) or 'none'}. Proposer: {proposal.proposer}. "
-            f"Mechanisms: {', '.join(proposal.mechanisms) or 'none declared'}.\n\n## Hypothesis\n{proposal.hypothesis}\n\n"
-            f"## Change\n{proposal.description}\n\n## Expected effect\n{proposal.expected_effect}\n\n## Sources\n{sources}\n")
-
-
-__all__ = ["Proposing", "create_candidate", "read_package", "baseline", "BASELINE_ID"]

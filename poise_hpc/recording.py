@@ -10,7 +10,7 @@ from typing import Any
 
 from . import entry as tables
 from . import files, jobspec, stats
-from .agent.base import Facts, Proposer
+from .agent.base import Facts
 from .archive import ArchiveView
 from .campaign import Attempt, Campaign, Candidate
 from .entry import Entry
@@ -26,12 +26,6 @@ class Recorder:
         self._elements: tuple[str, dict[int, list[tuple[Path, dict[str, Any]]]]] = ("", {})  # of the candidate at hand
         self._evaluations: dict[str, dict[str, dict[str, Any]]] = {}  # of the baseline and the candidate at hand
         self._baseline_curves: dict[str, list[dict[str, Any]]] | None = None
-
-    def reflect(self, candidate: Candidate, proposer: Proposer) -> None:
-        """Write reflection.json, once."""
-        path = candidate.folder / "reflection.json"
-        if not path.exists():
-            files.write_json(path, proposer.reflect(self.facts(candidate)).to_json())
 
     def facts(self, candidate: Candidate) -> Facts:
         proposal, rows = candidate.proposal(), curves(candidate)
@@ -107,7 +101,7 @@ class Recorder:
 def curves(candidate: Candidate) -> dict[str, list[dict[str, Any]]]:
     """Training rows by seed, of each seed's last attempt that has any (it repeats what its predecessors computed)."""
     out = {}
-    for attempt in candidate.attempts:
+    for attempt in sorted(candidate.attempts, key=lambda a: (-1 if a.seed is None else a.seed, a.number)):  # not as they came to be
         if attempt.stage == Stage.TRAIN and (rows := list(files.read_lines(attempt.folder / "curves.jsonl"))):
             out[str(attempt.seed)] = [row | {f"reward/{name}": value for name, value in row.get("components", {}).items()} for row in rows]
     return out

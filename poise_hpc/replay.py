@@ -59,8 +59,9 @@ class Replay:
 
 
 def recorded(transcript: Transcript, request: Request, models: tuple[str, ...]) -> Reply | None:
+    """A usable reply, of the configured models first; one of a model that has left the configuration is paid for, too."""
     replies = transcript.replies(request.key)
-    return next((replies[m] for m in models if m in replies and replies[m].usable), None)
+    return next((replies[m] for m in dict.fromkeys((*models, *replies)) if m in replies and replies[m].usable), None)
 
 
 def unusable(request: Request, reply: Reply) -> LLMError:

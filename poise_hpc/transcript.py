@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
@@ -144,6 +145,11 @@ class Transcript:
             for operator, amount in self._amounts.values():
                 out[operator] = out.get(operator, Amount()) + amount
         return out
+
+    def calls(self) -> dict[str, int]:
+        """Sent requests by operator, those that failed included."""
+        with self._lock:
+            return dict(Counter(operator for operator, _ in self._amounts.values()))
 
     def begin(self, request: Request, model: str, schema: bool, worst: Amount, limit: Limit) -> int:
         """Reserve the worst case and note the request. BudgetExceeded if `limit` does not hold that much more."""

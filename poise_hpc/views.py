@@ -10,8 +10,8 @@ from .campaign import Campaign, Candidate, load_attempts
 from .types import BASELINE_ID, EntrySummary, Outcome, Stage
 
 
-def status(campaign: Campaign, now: float | None = None) -> dict[str, Any]:
-    """`{campaign, done, held, budget, candidates, running}`: the interface that scripts read."""
+def status(campaign: Campaign, now: float | None = None, spending: bool = True) -> dict[str, Any]:
+    """`{campaign, done, held, budget, candidates, running}`: the interface that scripts read. `spending`: also "llm"."""
     from . import jobspec
 
     now = time.time() if now is None else now
@@ -34,7 +34,22 @@ def status(campaign: Campaign, now: float | None = None) -> dict[str, Any]:
                    "wall_clock_min_limit": budget.wall_clock_min},
         "running": [r for c in [home, *active] for r in running(c, now)],
         "problems": [f"{id}: {text}" for id, text in archive.problems.items()],
-        "candidates": rows}
+        "candidates": rows} | ({"llm": llm_spending(campaign)} if spending and (campaign.root / "llm.jsonl").exists() else {})
+
+
+def llm_spending(campaign: Campaign) -> dict[str, Any]:
+    """Calls, tokens and cost by operator, and what the budget has left. Costs are decimal strings: they add up exactly."""
+    from decimal import Decimal
+
+    from .transcript import Amount, Transcript
+
+    agent, transcript = campaign.config.agent, Transcript(campaign.root / "llm.jsonl", time.time)
+    spent, calls = transcript.spent(), transcript.calls()
+    total = sum(spent.values(), Amount())
+    return {"calls": sum(calls.values()), "tokens": total.tokens, "cost": str(total.cost),
+            "tokens_left": None if agent.budget_tokens is None else agent.budget_tokens - total.tokens,
+            "cost_left": None if agent.budget_cost is None else str(Decimal(str(agent.budget_cost)) - total.cost),
+            "operators": {name: {"calls": calls[name], **amount.to_json()} for name, amount in sorted(spent.items())}}
 
 
 def archived_row(entry: EntrySummary) -> dict[str, Any]:
@@ -113,6 +128,10 @@ def status_text(data: dict[str, Any]) -> str:
     limit = f" of {b['run_hours_limit']:g}" if b["run_hours_limit"] else ""
     lines = [f"{data['campaign']}: {state}", f"candidates {b['proposed']}/{b['candidates']} proposed, {b['archived']} archived (with the baseline)"
              f"; {b['run_hours']:.2f}{limit} run hours; {b['wall_clock_min']:.0f} min since creation"]
+    if llm := data.get("llm"):
+        left = [f"{llm['cost_left']} left" if llm["cost_left"] is not None else "", f"{llm['tokens_left']} tokens left"
+                if llm["tokens_left"] is not None else ""]
+        lines.append("; ".join(filter(None, [f"language model: {llm['calls']} calls, {llm['tokens']} tokens, cost {llm['cost']}", *left])))
     lines += [f"problem: {p}" for p in data["problems"]]
     live = [r for r in data["candidates"] if r["stage"] != Stage.ARCHIVED]
     if live:

@@ -9,7 +9,8 @@ mean + beta sd of a Gaussian process over an entry's features whose target is th
 their parent. A pending child is a descendant whose gain is what the process predicts now (constant liar), and divides
 the whole (after local penalization, Gonzalez et al. 2016, arXiv:1505.08052): sd alone rarely moves the choice.
 
-Not covered: cost of a candidate, and objectives other than the benchmarks.
+Length and cost count in U_pareto alone, and only where a directive names them; cost is measured time, so that the
+choice then depends on the machine.
 """
 from __future__ import annotations
 
@@ -43,18 +44,22 @@ class Pick:
 
 
 def choose_parent(entries: Sequence[EntrySummary], pending: Sequence[tuple[str, tuple[str, ...]]], settings: Acquisition,
-                  rng: np.random.Generator, strategy: Strategy = "poise") -> Pick:
+                  rng: np.random.Generator, strategy: Strategy = "poise", barred: frozenset[str] = frozenset(),
+                  objectives: Sequence[str] = ()) -> Pick:
     """The next parent among the scored entries. The order of `entries` does not matter; ties go to the older one.
 
-    `pending`: (id, parents) of candidates that are proposed and not archived.
+    `pending`: (id, parents) of candidates that are proposed and not archived. `barred`: entries that are evidence, but
+    no parents. `objectives`: of `features.OBJECTIVES`, beside the benchmarks in U_pareto ("poise" only).
     """
     ordered = sorted(entries, key=lambda e: candidate_number(e.id))
-    table = Table.of(ordered)
-    if not len(table):
-        raise PoiseError(f"no parent can be chosen: none of the {len(ordered)} archived entries has a score")
+    scored = Table.of(ordered)
+    allowed = np.array([i for i, e in enumerate(scored.entries) if e.id not in barred], int)
+    if not allowed.size:
+        raise PoiseError(f"no parent can be chosen: none of the {len(ordered)} archived entries has a score and no veto")
+    table = scored.take(allowed)
     match strategy:
         case "poise":
-            return _poise(ordered, table, pending, settings, rng)
+            return _poise(ordered, scored, allowed, pending, settings, rng, objectives)
         case "greedy":
             best = int(np.argmax(table.lower))
             return Pick(table.entries[best].id, [], f"greedy: best lower confidence bound, {table.lower[best]:.1f} points")
@@ -65,15 +70,15 @@ def choose_parent(entries: Sequence[EntrySummary], pending: Sequence[tuple[str, 
     raise PoiseError(f"unknown selection strategy {strategy!r}; known: poise, greedy, random, islands")
 
 
-def _poise(ordered: list[EntrySummary], table: Table, pending: Sequence[tuple[str, tuple[str, ...]]], settings: Acquisition,
-           rng: np.random.Generator) -> Pick:
+def _poise(ordered: list[EntrySummary], table: Table, allowed: np.ndarray, pending: Sequence[tuple[str, tuple[str, ...]]],
+           settings: Acquisition, rng: np.random.Generator, objectives: Sequence[str]) -> Pick:
     row = {e.id: i for i, e in enumerate(ordered)}
     scored = np.array([row[e.id] for e in table.entries])
     overall, lower = np.full((2, len(ordered)), np.nan)
     overall[scored], lower[scored] = table.overall, table.lower
     family = lineage(ordered, lower, overall, settings.discount, settings.top_k)
 
-    rows = pool(table, family.gain[scored], settings.pool, rng)
+    rows = allowed[pool(table.take(allowed), family.gain[scored][allowed], settings.pool, rng)]
     members = table.take(rows)
     family = Lineage(*(column[scored[rows]] for column in (family.gain, family.depth, family.children, family.failed)))
     waiting = np.zeros(len(members), int)
@@ -85,7 +90,7 @@ def _poise(ordered: list[EntrySummary], table: Table, pending: Sequence[tuple[st
     mean, sd = predict_gain(members, family, waiting)
     ucb = mean + settings.ucb_beta * sd
     terms = {
-        "pareto": features.pareto_strength(members.benchmarks()),
+        "pareto": features.pareto_strength(np.concatenate([members.benchmarks(), members.objectives(objectives)], axis=1)),
         "performance": features.normalized(members.lower, members.noise),
         "diversity": features.diversity(members),
         "descendant": (ucb - ucb.min()) / max(np.ptp(ucb), members.noise),

@@ -9,6 +9,9 @@ import numpy as np
 from ..stats import pooled_sd, standard_errors
 from ..types import EntrySummary
 
+OBJECTIVES = {  # less is better; None: not known
+    "length": lambda e: e.behaviour.get("length_ratio"),  # of completions, end of training against its start
+    "cost": lambda e: e.run_seconds}
 NEIGHBOURS = 5  # an entry is as different as it is from its nearest few
 
 
@@ -47,6 +50,11 @@ class Table:
         if not names:
             return self.lower[:, None]
         return np.array([[e.score.benchmarks[name] for name in names] for e in self.entries]) - self.error[:, None]
+
+    def objectives(self, names: Sequence[str]) -> np.ndarray:
+        """(N, K) the OBJECTIVES of these names, turned so that more is better; -inf where an entry lacks one."""
+        rows = [[OBJECTIVES[name](e) for name in names] for e in self.entries]
+        return np.array([[-np.inf if v is None else -v for v in row] for row in rows]).reshape(len(self), len(names))
 
     def mechanisms(self) -> np.ndarray:
         """(N, M) 1 where the entry has the mechanism."""
