@@ -9,51 +9,26 @@ Executors: `LocalCluster` (submitit's LocalExecutor, processes on this host), `S
 """
 from __future__ import annotations
 
-import getpass
 import os
 import re
 import signal
-import subprocess
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from . import files, jobs
+from . import files, jobs, scheduler
 from . import site as sites
+from .scheduler import Gone, News, Queue, SchedulerSilent, Submitted
 from .site import Site
-from .types import Outcome, PoiseError
-
-
-@dataclass(frozen=True)
-class Submitted:
-    """A job as the controller remembers it (intent.json and submitted.json of its attempt)."""
-
-    attempt: Path
-    name: str               # unique: campaign, candidate, stage, unit, number
-    index: int | None       # its place in the job, if that is an array
-    job_id: str | None      # None: the controller died between intent and submission
-    start: int | None = None  # local executor: start time of process `job_id`
-
-
-@dataclass(frozen=True)
-class Gone:
-    """Why a job ended without a result of its own, as the scheduler says."""
-
-    outcome: Outcome
-    cause: str
-    message: str
-
-
-News = bool | Gone | None  # queued or running (True), gone (False, or with its cause); None is no news, never a failure
+from .types import PoiseError
 
 
 class Cluster(Protocol):
     slots: int      # jobs in flight at most
     poll_s: float   # between two calls of `alive`
     idle_s: float   # between two looks at the attempts' folders, when nothing moved
+    on_this_host: bool  # jobs share this machine with the controller, and stop when it is told to
 
     def batches(self, wanted: list[Any]) -> list[list[Any]]:
         """How (candidate, unit) pairs are cut into submissions; a batch of several becomes one job array."""
@@ -74,7 +49,7 @@ class Cluster(Protocol):
 class LocalCluster:
     """Jobs as processes of this host. A job outlives the controller that submitted it."""
 
-    poll_s, idle_s = 1.0, 0.1
+    poll_s, idle_s, on_this_host = 1.0, 0.1, True
 
     def __init__(self, slots: int):
         self.slots = slots
@@ -141,13 +116,13 @@ def for_campaign(campaign: Any) -> Cluster:
     site = sites.load(path) if path.exists() else Site(scheduler="local")
     if site.scheduler == "local":
         return LocalCluster(campaign.config.jobs.max_parallel)
-    return SlurmCluster(site, job_prefix(campaign))
+    return SlurmCluster(site, job_prefix(campaign), tell=lambda job, reason: campaign.log(job.attempt.parent.parent.name, "waits", f"{job.attempt.name}  {reason}"))
 
 
 class InlineCluster:
     """Runs a job at once, in this process, with the given function: for benchmarks and tests of the controller."""
 
-    poll_s, idle_s = 0.0, 0.0
+    poll_s, idle_s, on_this_host = 0.0, 0.0, True
 
     def __init__(self, work: Callable[[Path, dict[str, Any]], dict[str, Any]], slots: int = 8):
         self.slots, self.work = slots, work
@@ -172,35 +147,22 @@ class InlineCluster:
 
 
 # sbatch's words for "not now": the same submission may succeed later. Everything else is a wrong request.
-NOT_NOW = re.compile(r"unable to contact slurm controller|socket timed out|temporar|try again|submitjob|MaxSubmit|QOSMax|"
-                     r"transport endpoint|connection refused|slurm_persist|timed out", re.IGNORECASE)
-# Final states -> (outcome, cause). What is resumed and had got further than before does not count as a failure.
-FINAL = {
-    "PREEMPTED": (Outcome.PREEMPTED, "preempted"), "TIMEOUT": (Outcome.INFRA_ERROR, "walltime"), "DEADLINE": (Outcome.INFRA_ERROR, "walltime"),
-    "NODE_FAIL": (Outcome.INFRA_ERROR, "node-fail"), "BOOT_FAIL": (Outcome.INFRA_ERROR, "node-fail"),
-    "OUT_OF_MEMORY": (Outcome.INFRA_ERROR, "out-of-memory"), "CANCELLED": (Outcome.INFRA_ERROR, "cancelled"),
-    "FAILED": (Outcome.INFRA_ERROR, "failed"), "COMPLETED": (Outcome.INFRA_ERROR, "no-result"), "REVOKED": (Outcome.INFRA_ERROR, "cancelled")}
+NOT_NOW = re.compile(r"unable to contact slurm controller|timed? ?-?out|temporar|try again|submitjob|transport endpoint|connection refused|"
+                     r"zero bytes|slurm_persist|partition not available|currently disabled|job limit", re.IGNORECASE)
 
 
 class SlurmCluster:
     """Jobs through submitit's SlurmExecutor. It only renders and submits: its own status queries are per job, unbounded,
-    and latch transient states as final.
+    and latch transient states as final. `scheduler.Queue` asks instead."""
 
-    At most 60 / `site.poll_s` scheduler queries a minute, whatever the number of jobs: one `squeue` for all, and `sacct`
-    in its place when jobs have left the queue without a result. A job is gone when it has been missing, or final, for
-    `site.result_lag_s`: its result may be on the way through NFS.
-    """
+    poll_s, idle_s, on_this_host = 1.0, 1.0, False
 
-    def __init__(self, site: Site, prefix: str, call: Callable[[list[str]], str] | None = None, clock: Callable[[], float] = time.time):
-        self.site, self.prefix, self.clock = site, prefix, clock
-        self.call = call or scheduler
-        self.slots, self.poll_s, self.idle_s = site.max_submit, 1.0, 1.0
-        self._calls: deque[float] = deque()                  # times of the last minute's queries
-        self._queue: dict[tuple[str, int | None], tuple[str, str, str]] = {}  # (name, index) -> job id, state, reason
-        self._queue_time = 0.0                               # of the last good answer; 0: none yet
-        self._missing: dict[Path, float] = {}                # attempt -> since when its job is not queued or running
-        self._accounted: dict[str, str] = {}                 # job id -> final state, from sacct
-        self._not_before, self._patience_s = 0.0, 15.0       # after a refused submission
+    def __init__(self, site: Site, prefix: str, call: Callable[[list[str]], str] = scheduler.run, clock: Callable[[], float] = time.time,
+                 tell: Callable[[Submitted, str], None] = lambda job, reason: None):
+        self.site, self.call, self.clock = site, call, clock
+        self.slots = site.max_submit
+        self.queue = Queue(prefix, site.poll_s, site.result_lag_s, call, clock, tell)
+        self._not_before, self._patience_s = 0.0, 15.0  # after "not now"
 
     # --- submission
 
@@ -218,6 +180,8 @@ class SlurmCluster:
         """None: not now. The attempts stay announced; `find` tells whether sbatch created the job all the same."""
         import submitit
 
+        if self.clock() < self._not_before:  # the scheduler went away between two batches of one step
+            return None
         executor = self._executor(attempts[0], name, stage, ranks)
         try:
             with _clean_environment():
@@ -225,10 +189,12 @@ class SlurmCluster:
                     submitted = [executor.submit(jobs.run_attempt, str(attempts[0]))]
                 else:
                     submitted = executor.map_array(jobs.run_attempt, [str(a) for a in attempts])
-        except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError, OSError) as error:
+        except FileNotFoundError as error:
+            if error.filename != "sbatch":
+                raise
+            raise PoiseError("sbatch is not on PATH: submit from a login node, or load the site's Slurm module") from None
+        except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
             text = " ".join(str(error).split())
-            if isinstance(error, FileNotFoundError):
-                raise PoiseError("sbatch is not on PATH: submit from a login node, or load the site's Slurm module") from None
             if not NOT_NOW.search(text):
                 raise PoiseError(f"sbatch refused {name}: {text[-600:]}. Correct the site file; `poise-hpc run --site FILE` takes the new one") from None
             self._not_before = self.clock() + self._patience_s
@@ -255,114 +221,32 @@ class SlurmCluster:
     # --- what has become of them
 
     def find(self, job: Submitted) -> dict[str, Any] | None:
-        found = self._queue.get((job.name, job.index))
-        return {"job_id": found[0], "executor": "slurm", "time": self.clock()} if found else None
+        seen = self.queue.find(job)
+        return {"job_id": seen.id, "executor": "slurm", "time": self.clock(), "adopted": True} if seen else None
 
     def alive(self, submitted: Sequence[Submitted]) -> Mapping[Path, News]:
-        now = self.clock()
-        self._ask(submitted, now)
-        return {job.attempt: self._news(job, now) for job in submitted}
-
-    def _news(self, job: Submitted, now: float) -> News:
-        found = self._queue.get((job.name, job.index))
-        # A job id that now carries another name belongs to somebody else: the scheduler was reset.
-        if found is not None and found[1] not in FINAL:
-            self._missing.pop(job.attempt, None)
-            return True
-        if not self._queue_time or job.attempt not in self._missing:
-            return None
-        if now - self._missing[job.attempt] < self.site.result_lag_s:
-            return None
-        if job.job_id is None and found is None:
-            return False
-        state = found[1] if found is not None else self._accounted.get(job.job_id or "")
-        if state is None:
-            return False if self._accounted.get("", "") == "no accounting" else None
-        outcome, cause = FINAL.get(state, (Outcome.INFRA_ERROR, state.lower()))
-        return Gone(outcome, cause, f"Slurm: job {job.job_id} ended as {state} and left no result")
-
-    def _ask(self, submitted: Sequence[Submitted], now: float) -> None:
-        while self._calls and now - self._calls[0] >= 60.0:
-            self._calls.popleft()
-        if len(self._calls) >= max(1, 60 // self.site.poll_s) or (self._calls and now - self._calls[-1] < self.site.poll_s):
-            return
-        self._calls.append(now)
-        unknown = [job for job in submitted if job.job_id and job.attempt in self._missing and (job.name, job.index) not in self._queue
-                   and now - self._missing[job.attempt] >= self.site.result_lag_s and job.job_id not in self._accounted]
-        if unknown and "" not in self._accounted:
-            self._ask_accounting(unknown)
-            return
-        try:
-            text = self.call(["squeue", "--noheader", "--array", "--states=all", f"--user={getpass.getuser()}", "--format=%i|%T|%r|%j"])
-        except SchedulerSilent:
-            return  # the scheduler is down or busy: no news
-        self._queue_time = now
-        self._queue = {}
-        for line in text.splitlines():
-            id, state, reason, name = line.split("|", 3)
-            if name.startswith(self.prefix):
-                index = int(id.rpartition("_")[2]) if "_" in id else None
-                self._queue[name, index] = (id, state, reason)
-        for job in submitted:
-            found = self._queue.get((job.name, job.index))
-            if found is None or found[1] in FINAL:
-                self._missing.setdefault(job.attempt, now)
-
-    def _ask_accounting(self, unknown: Sequence[Submitted]) -> None:
-        ids = ",".join(job.job_id or "" for job in unknown)
-        try:
-            text = self.call(["sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,JobName,State", f"--jobs={ids}"])
-        except SchedulerSilent as silent:
-            if "accounting storage is disabled" in str(silent) or "No such file" in str(silent):
-                self._accounted[""] = "no accounting"
-            return
-        names = {job.job_id: job.name for job in unknown}
-        for line in text.splitlines():
-            id, name, state = line.split("|", 2)
-            if names.get(id) == name and state.split()[0] in FINAL:
-                self._accounted[id] = state.split()[0]  # "CANCELLED by 1000"
-        for job in unknown:  # not even accounting knows it: purged, or never really there
-            self._accounted.setdefault(job.job_id or "", "UNKNOWN")
-
-    def stuck(self, submitted: Sequence[Submitted]) -> dict[Path, str]:
-        """Jobs that wait for something that will not come by itself, with Slurm's reason."""
-        never = re.compile(r"held|NeverSatisfied|BadConstraints|PartitionTimeLimit|PartitionNodeLimit|InvalidAccount|InvalidQOS", re.IGNORECASE)
-        out = {}
-        for job in submitted:
-            found = self._queue.get((job.name, job.index))
-            if found is not None and found[1] == "PENDING" and never.search(found[2]):
-                out[job.attempt] = found[2]
-        return out
+        self.queue.ask(submitted)
+        return {job.attempt: self.queue.news(job) for job in submitted}
 
     def cancel(self, submitted: Sequence[Submitted]) -> None:
-        """`scancel` of these jobs: SIGTERM, on which a run saves and ends. By id, and only where the name is ours."""
-        ids = []
-        for job in submitted:
-            found = self._queue.get((job.name, job.index))
-            if id := (found[0] if found is not None else job.job_id if not self._queue_time else None):
-                ids.append(id)
+        """Take what waits out of the queue; ask what runs to save and end (its supervisors kill what does not within a minute:
+        plain scancel would kill after KillWait, often 30 s). By id, and only jobs that carry their attempt's name."""
+        if not submitted:
+            return
+        if not self.queue.look(submitted):
+            raise PoiseError("squeue does not answer: no job was cancelled. Ask again when the scheduler is back")
+        ids = [seen.id for job in submitted if (seen := self.queue.find(job)) and seen.state not in scheduler.FINAL]
         for i in range(0, len(ids), 500):
-            try:
-                self.call(["scancel", *ids[i:i + 500]])
-            except SchedulerSilent as silent:
-                raise PoiseError(f"scancel failed: {silent}. Ask again; nothing else was changed") from None
+            for how in ("--state=PENDING", "--signal=USR1"):  # in this order: what starts in between is asked to end
+                try:
+                    self.call(["scancel", how, *ids[i:i + 500]])
+                except SchedulerSilent as silent:
+                    if not ENDED.search(str(silent)):
+                        raise PoiseError(f"scancel failed: {silent}. Ask again: cancelling twice does no harm") from None
 
 
-class SchedulerSilent(Exception):
-    """A scheduler command failed or did not answer: no news."""
-
-
-def scheduler(arguments: list[str], timeout_s: float = 60.0) -> str:
-    """Run a Slurm client command."""
-    try:
-        done = subprocess.run(arguments, capture_output=True, text=True, timeout=timeout_s, stdin=subprocess.DEVNULL)
-    except subprocess.TimeoutExpired:
-        raise SchedulerSilent(f"{arguments[0]} did not answer within {timeout_s:g} s") from None
-    except FileNotFoundError as error:
-        raise SchedulerSilent(str(error)) from None
-    if done.returncode:
-        raise SchedulerSilent(" ".join(done.stderr.split()) or f"{arguments[0]} ended with exit code {done.returncode}")
-    return done.stdout
+# scancel's words for a job that needs no cancelling.
+ENDED = re.compile(r"already comp|invalid job id|job/step already|is pending", re.IGNORECASE)
 
 
 def _folder(attempt: Path) -> Path:

@@ -175,7 +175,8 @@ def sbatch_parameters(site: Site, stage: str, ranks: int = 1) -> dict[str, Any]:
         "signal_delay_s": site.signal_lead_s, "array_parallelism": site.max_parallel, "stderr_to_stdout": True,
         "setup": setup_lines(site),
         # Since 22.05 srun no longer takes this from sbatch: the ranks of a node would share one CPU.
-        "srun_args": [f"--cpus-per-task={cpus}"],
+        # kill-on-bad-exit: when one rank's supervisor dies, the others would wait in their next collective.
+        "srun_args": [f"--cpus-per-task={cpus}", "--kill-on-bad-exit=1"],
         "additional_parameters": extra,
     }
     # wckey even if None: submitit's default is "submitit", which sites that account by wckeys refuse.

@@ -1,0 +1,216 @@
+"""What Slurm says about a campaign's jobs: one `squeue` for all of them, `sacct` for those that have left the queue
+without a result. At most 60 / `poll_s` queries a minute (and two in the first round of a new process), however many
+jobs there are. Slurm's words for states stop here.
+
+No answer is no news. What two rounds must agree on is kept in the attempt's folder (`missing.json`), so that a
+controller that lives for one step only, from cron, comes to the same conclusions as one that stays.
+"""
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import files
+from .types import Outcome
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A job as the controller remembers it (intent.json and submitted.json of its attempt)."""
+
+    attempt: Path
+    name: str               # unique: campaign, candidate, stage, unit, number
+    index: int | None       # its place in the job, if that is an array
+    job_id: str | None      # None: the controller died between intent and submission
+    start: int | None = None  # local executor: start time of process `job_id`
+
+
+@dataclass(frozen=True)
+class Gone:
+    """Why a job ended without a result of its own, as the scheduler says."""
+
+    outcome: Outcome
+    cause: str
+    message: str
+
+
+News = bool | Gone | None  # queued or running (True), gone (False, or with its cause); None is no news, never a failure
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A line of squeue. `id` is "123", or "123_4" for an array's element."""
+
+    id: str
+    state: str
+    reason: str
+    name: str
+
+    @property
+    def index(self) -> int | None:
+        return int(self.id.rpartition("_")[2]) if "_" in self.id else None
+
+
+class SchedulerSilent(Exception):
+    """A scheduler command failed or did not answer: no news."""
+
+
+# Final states -> (outcome, cause). What is resumed and had got further than before does not count as a failure.
+FINAL = {
+    "PREEMPTED": (Outcome.PREEMPTED, "preempted"), "TIMEOUT": (Outcome.INFRA_ERROR, "walltime"), "DEADLINE": (Outcome.INFRA_ERROR, "walltime"),
+    "NODE_FAIL": (Outcome.INFRA_ERROR, "node-fail"), "BOOT_FAIL": (Outcome.INFRA_ERROR, "node-fail"),
+    "OUT_OF_MEMORY": (Outcome.INFRA_ERROR, "out-of-memory"), "CANCELLED": (Outcome.INFRA_ERROR, "cancelled"),
+    "FAILED": (Outcome.INFRA_ERROR, "failed"), "COMPLETED": (Outcome.INFRA_ERROR, "no-result"), "REVOKED": (Outcome.INFRA_ERROR, "cancelled")}
+# Reasons for which a job waits until somebody does something about it.
+STUCK = re.compile(r"held|NeverSatisfied|BadConstraints|PartitionTimeLimit|PartitionNodeLimit|PartitionDown|PartitionInactive|"
+                   r"InvalidAccount|InvalidQOS|AccountNotAllowed|QOSNotAllowed", re.IGNORECASE)
+NO_ACCOUNTING = re.compile(r"accounting storage is disabled|No such file", re.IGNORECASE)
+ACCOUNTING_PATIENCE_S = 600.0  # sacct only explains: squeue has said already that the job is gone
+
+
+class Queue:
+    def __init__(self, prefix: str, poll_s: float, lag_s: float, call: Callable[[list[str]], str], clock: Callable[[], float],
+                 tell: Callable[[Submitted, str], None] = lambda job, reason: None):
+        self.prefix, self.poll_s, self.lag_s, self.call, self.clock, self.tell = prefix, poll_s, lag_s, call, clock, tell
+        self._calls: deque[float] = deque()         # times of the last minute's queries
+        self._jobs: dict[str, Seen] = {}            # id -> this campaign's jobs, at the last answer
+        self._missing: dict[Path, float] = {}       # attempt -> since when its job is not queued or running
+        self._states: dict[str, str] = {}           # job id -> final state, from sacct; "": it knows none
+        self._explained_last = False                # the last query was an `sacct`
+        self._told: set[tuple[Path, str]] = set()
+
+    def find(self, job: Submitted) -> Seen | None:
+        """Its line at the last answer. A known id that carries another name is somebody else's job: ids were reset."""
+        if job.job_id is not None:
+            seen = self._jobs.get(job.job_id)
+            return seen if seen is not None and seen.name == job.name else None
+        return next((s for s in self._jobs.values() if (s.name, s.index) == (job.name, job.index)), None)
+
+    def news(self, job: Submitted) -> News:
+        seen, now = self.find(job), self.clock()
+        if seen is not None and seen.state not in FINAL:
+            return True
+        since = self._missing.get(job.attempt)
+        if since is None or now - since < self.lag_s:
+            return None  # its result may be on the way through NFS; a node failure is followed by a requeue
+        if seen is not None:
+            return ended(job, seen.id, seen.state)
+        if job.job_id is None:
+            return False
+        state = self._states.get(job.job_id)
+        if state:
+            return ended(job, job.job_id, state)
+        return False if state == "" or now - since >= self.lag_s + ACCOUNTING_PATIENCE_S else None
+
+    def ask(self, jobs: Sequence[Submitted]) -> None:
+        """Ask, if it is time to."""
+        now = self.clock()
+        while self._calls and now - self._calls[0] >= 60.0:
+            self._calls.popleft()
+        if self._calls and (now - self._calls[-1] < self.poll_s or len(self._calls) >= self._limit):
+            return
+        if self._jobs_to_explain(jobs) and not self._explained_last and self._calls:
+            self._explain(jobs)
+        else:
+            first = not self._calls
+            self.look(jobs)
+            if first and self._jobs_to_explain(jobs):
+                self._explain(jobs)
+
+    @property
+    def _limit(self) -> int:
+        return max(1, int(60 // self.poll_s))
+
+    def look(self, jobs: Sequence[Submitted]) -> bool:
+        """One `squeue`. False: no answer."""
+        self._calls.append(self.clock())
+        self._explained_last = False
+        try:
+            text = self.call(["squeue", "--noheader", "--array", "--states=all", f"--user={os.getuid()}", "--format=%i|%T|%r|%j"])
+        except SchedulerSilent:
+            return False
+        lines = [Seen(*line.split("|", 3)) for line in text.splitlines() if line.count("|") >= 3]
+        self._jobs = {seen.id: seen for seen in lines if seen.name.startswith(self.prefix)}
+        for job in jobs:
+            seen = self.find(job)
+            if seen is None or seen.state in FINAL:
+                self._miss(job.attempt)
+            else:
+                self._found(job, seen)
+        return True
+
+    def _miss(self, attempt: Path) -> None:
+        if attempt not in self._missing:
+            path = attempt / "missing.json"
+            files.create_exclusive(path, {"since": self.clock()})
+            self._missing[attempt] = files.read_json(path)["since"]
+
+    def _found(self, job: Submitted, seen: Seen) -> None:
+        if self._missing.pop(job.attempt, None) is not None or (job.attempt / "missing.json").exists():
+            (job.attempt / "missing.json").unlink(missing_ok=True)
+        if seen.state == "PENDING" and STUCK.search(seen.reason) and (job.attempt, seen.reason) not in self._told:
+            self._told.add((job.attempt, seen.reason))
+            self.tell(job, f"job {seen.id} waits and will not start by itself: {seen.reason}. `scontrol show job {seen.id}` says more")
+
+    # --- accounting
+
+    def _jobs_to_explain(self, jobs: Sequence[Submitted]) -> list[Submitted]:
+        """Out of the queue for long enough, and `sacct` has not been asked about them."""
+        now = self.clock()
+        return [job for job in jobs if job.job_id is not None and job.job_id not in self._states and job.attempt in self._missing
+                and now - self._missing[job.attempt] >= self.lag_s and self.find(job) is None]
+
+    def _explain(self, jobs: Sequence[Submitted]) -> None:
+        """One `sacct`. It only says why: while it cannot answer, the jobs get ACCOUNTING_PATIENCE_S more."""
+        names = {job.job_id: job.name for job in self._jobs_to_explain(jobs) if job.job_id is not None}
+        self._calls.append(self.clock())
+        self._explained_last = True
+        try:
+            text = self.call(["sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State,JobName", f"--jobs={','.join(names)}"])
+        except SchedulerSilent as silent:
+            if not NO_ACCOUNTING.search(str(silent)):
+                return
+            text = ""
+        for line in text.splitlines():
+            ids, state, name = line.split("|", 2)
+            word = state.split()[0]  # "CANCELLED by 1000"
+            self._states |= {id: word for id in elements(ids) if names.get(id) == name and word in FINAL}
+        for id in names:  # not even accounting knows: purged, or the scheduler was reset
+            self._states.setdefault(id, "")
+
+
+def ended(job: Submitted, id: str, state: str) -> Gone:
+    """What a final state means for an attempt without a result."""
+    outcome, cause = FINAL[state]
+    adopted = (files.read_json(job.attempt / "submitted.json") or {}).get("adopted", False)
+    if adopted and state in ("FAILED", "COMPLETED") and not list(job.attempt.glob("claim-*.json")):
+        # submitit completes a job's folder after sbatch: when the controller is killed between the two, the job finds nothing to run.
+        return Gone(Outcome.PREEMPTED, "never-started", f"Slurm: job {id} ended as {state}; its submission had been cut short")
+    return Gone(outcome, cause, f"Slurm: job {id} ended as {state} and left no result")
+
+
+def elements(ids: str) -> list[str]:
+    """Accounting's job ids one by one: "7_[1-2,5%4]" -> 7_1, 7_2, 7_5. Elements that never started share one line."""
+    job, bracket, rest = ids.partition("_[")
+    if not bracket:
+        return [ids]
+    parts = [part.partition("-") for part in rest.rstrip("]").partition("%")[0].split(",")]
+    return [f"{job}_{i}" for first, _, last in parts for i in range(int(first), int(last or first) + 1)]
+
+
+def run(arguments: list[str], timeout_s: float = 60.0) -> str:
+    """Run a Slurm client command."""
+    try:
+        done = subprocess.run(arguments, capture_output=True, text=True, errors="replace", timeout=timeout_s, stdin=subprocess.DEVNULL)
+    except subprocess.TimeoutExpired:
+        raise SchedulerSilent(f"{arguments[0]} did not answer within {timeout_s:g} s") from None
+    except OSError as error:
+        raise SchedulerSilent(str(error)) from None
+    if done.returncode:
+        raise SchedulerSilent(" ".join(done.stderr.split()) or f"{arguments[0]} ended with exit code {done.returncode}")
+    return done.stdout
