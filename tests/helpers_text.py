@@ -41,8 +41,12 @@ def math_options(folder: Path, **change: Any) -> dict[str, Any]:
             "splits": {"exam": {"selection": "exam", "confirmation": "holdout"}}, "verifier": "rules"} | change
 
 
-def model_folder(path: Path, vocab: int = 400) -> Path:
-    """Random weights of the Qwen2 architecture; a byte-level BPE tokenizer of the kind Qwen2 has."""
+TEMPLATE = "{problem}\n"  # what a model of `model_folder(taught=...)` was taught with
+
+
+def model_folder(path: Path, vocab: int = 400, taught: int = 0) -> Path:
+    """Random weights of the Qwen2 architecture; a byte-level BPE tokenizer of the kind Qwen2 has. `taught` steps of
+    cross-entropy teach it to box some number after a problem, and to stop."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
@@ -54,9 +58,20 @@ def model_folder(path: Path, vocab: int = 400) -> Path:
     corpus = [row["problem"] + " \\boxed{" + row["answer"] + "}" for row in generated(200, 7)]
     bpe.train_from_iterator(corpus, trainers.BpeTrainer(vocab_size=vocab, special_tokens=list(SPECIAL), show_progress=False,
                                                         initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
-    PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|endoftext|>", pad_token="<|endoftext|>").save_pretrained(path)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
+    tokenizer.save_pretrained(path)
     torch.manual_seed(0)
-    Qwen2ForCausalLM(Qwen2Config(
+    model = Qwen2ForCausalLM(Qwen2Config(
         vocab_size=bpe.get_vocab_size(), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=512, bos_token_id=None, eos_token_id=0, pad_token_id=0)).save_pretrained(path)
+        num_key_value_heads=2, max_position_embeddings=512, bos_token_id=None, eos_token_id=0, pad_token_id=0))
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    for step in range(taught):
+        rows = [tokenizer(TEMPLATE.format(**row) + "\\boxed{" + row["answer"] + "}<|endoftext|>")["input_ids"] for row in generated(16, 1000 + step)]
+        width = max(map(len, rows))
+        ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+        labels = torch.tensor([row + [-100] * (width - len(row)) for row in rows])
+        model(input_ids=ids, labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.save_pretrained(path)
     return path
