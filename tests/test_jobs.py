@@ -1,0 +1,259 @@
+"""The supervisor with real worker processes: every way a job can end has a result with its cause, and the walls hold."""
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import helpers_jobs as h
+import pytest
+
+from poise_hpc import files, isolation, jobs
+from poise_hpc.types import Outcome
+
+NASTY = "it's a \"job\" in\n$HOME %j-ünï-ço∂é"
+landlocked = pytest.mark.skipif(isolation.landlock_abi() < 1, reason="this kernel has no Landlock")
+namespaces = pytest.mark.skipif(not isolation.network_prefix(1), reason="no user namespaces here")
+
+
+def start(attempt: Path, **env: str) -> subprocess.Popen:
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SUBMITIT_"))}
+    path = os.pathsep.join(filter(None, (h.HERE, os.environ.get("PYTHONPATH"))))
+    return subprocess.Popen([sys.executable, str(Path(h.HERE) / "helpers_jobs.py"), str(attempt)], stdout=subprocess.PIPE, text=True,
+                            env=clean | {"PYTHONPATH": path} | env)
+
+
+def ended(process: subprocess.Popen, attempt: Path) -> dict:
+    process.communicate(timeout=120)
+    return files.read_json(attempt / "result.json")
+
+
+def until(true, what: str, seconds: float = 60.0):
+    """Wait for a condition of another process; the limit is for a hang, not a measurement."""
+    end = time.monotonic() + seconds
+    while not (found := true()):
+        if time.monotonic() > end:
+            pytest.fail(f"after {seconds:g} s: {what}")
+        time.sleep(0.05)
+    return found
+
+
+def run(tmp_path: Path, do: str, *arguments, **limits) -> dict:
+    attempt = h.write_job(tmp_path / "a", do, *arguments, **limits)
+    return ended(start(attempt), attempt)
+
+
+# --- how a job can end
+
+def test_a_job_in_a_folder_with_a_nasty_name(tmp_path):
+    result = run(tmp_path / NASTY, "nothing")
+    assert (result["outcome"], result["cause"]) == (Outcome.SUCCEEDED, ""), result
+    assert result["payload"]["data_sha256"] == "d" * 64 and result["run_seconds"] > 0
+    assert h.said(tmp_path / NASTY / "a") == "fine"
+    assert not (tmp_path / NASTY / "a" / "tmp").exists()
+
+
+@pytest.mark.parametrize(("do", "arguments", "cause", "message"), [
+    ("breaks", [], "RuntimeError", "no such luck"),
+    ("exits", [7], "worker-died", "exit code 7"),
+    ("segfaults", [], "worker-died", "signal 11"),
+    ("eats", [5.0], "MemoryError", ""),
+])
+def test_what_is_not_the_candidates_fault_is_the_infrastructures(tmp_path, do, arguments, cause, message):
+    result = run(tmp_path, do, *arguments)
+    assert (result["outcome"], result["cause"]) == (Outcome.INFRA_ERROR, cause)
+    assert message in result["message"]
+
+
+def test_memory_below_the_limit_can_be_had(tmp_path):
+    assert run(tmp_path, "eats", 0.5)["outcome"] == Outcome.SUCCEEDED
+
+
+def test_the_watchdog_ends_a_silent_job(tmp_path):
+    result = run(tmp_path, "hangs", silent_s=1.5)
+    assert (result["outcome"], result["cause"]) == (Outcome.INFRA_ERROR, "silent")
+    assert "hangs" in (tmp_path / "a" / "stack-0.txt").read_text()
+
+
+def test_the_time_limit_ends_a_busy_job(tmp_path):
+    result = run(tmp_path, "ignores_the_stop", seconds=1.5)
+    assert (result["outcome"], result["cause"]) == (Outcome.CANDIDATE_ERROR, "time-limit")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_stop_signal_lets_the_worker_save(tmp_path, number):
+    attempt = h.write_job(tmp_path / "a", "works_until_stopped")
+    process = start(attempt)
+    until((attempt / "progress.json").exists, "no progress")
+    process.send_signal(number)
+    result = ended(process, attempt)
+    assert (result["outcome"], result["cause"]) == (Outcome.PREEMPTED, "stopped") and "after tick" in result["message"]
+
+
+def test_who_does_not_stop_is_killed_and_resumable(tmp_path, monkeypatch):
+    attempt = h.write_job(tmp_path / "a", "ignores_the_stop")
+    process = subprocess.Popen([sys.executable, "-c", "import sys; from poise_hpc import jobs; jobs.GRACE_S = 1.0; jobs.run_attempt(sys.argv[1])",
+                                str(attempt)], env=os.environ | {"PYTHONPATH": os.pathsep.join([h.HERE, os.environ.get("PYTHONPATH", "")])})
+    until((attempt / "progress.json").exists, "no progress")
+    process.send_signal(signal.SIGTERM)
+    result = ended(process, attempt)
+    assert (result["outcome"], result["cause"]) == (Outcome.PREEMPTED, "killed-at-stop")
+
+
+# --- kills
+
+def test_a_killed_worker_is_an_infrastructure_error(tmp_path):
+    attempt = h.write_job(tmp_path / "a", "tells_its_pid", str(tmp_path / "a" / "pid"))
+    process = start(attempt)
+    os.kill(int(until(lambda: _read(attempt / "pid"), "no pid")), signal.SIGKILL)
+    result = ended(process, attempt)
+    assert (result["outcome"], result["cause"]) == (Outcome.INFRA_ERROR, "worker-died") and "killed from outside" in result["message"]
+
+
+def test_the_worker_dies_with_its_supervisor(tmp_path):
+    attempt = h.write_job(tmp_path / "a", "tells_its_pid", str(tmp_path / "a" / "pid"))
+    process = start(attempt)
+    pid = int(until(lambda: _read(attempt / "pid"), "no pid"))
+    process.kill()
+    process.communicate()
+    until(lambda: files.process_start(pid) is None, "the worker lives on")
+    assert not (attempt / "result.json").exists()  # the controller will notice
+
+
+def test_a_job_given_up_for_lost_is_fenced_off(tmp_path):
+    """The controller wrote a result in its place: it ends, and its own word does not come into it."""
+    attempt = h.write_job(tmp_path / "a", "tells_its_pid", str(tmp_path / "a" / "pid"))
+    process = start(attempt)
+    pid = int(until(lambda: _read(attempt / "pid"), "no pid"))
+    assert files.create_exclusive(attempt / "result.json", {"outcome": "infra_error", "cause": "vanished"})
+    assert process.communicate(timeout=60)[0].strip() == "fenced off"
+    assert files.process_start(pid) is None
+    assert files.read_json(attempt / "result.json")["cause"] == "vanished"
+
+
+# --- claims
+
+def test_a_twin_cannot_claim(tmp_path):
+    attempt = h.write_job(tmp_path / "a", "works_until_stopped")
+    first = start(attempt)
+    until((attempt / "claim-0.json").exists, "no claim")
+    twin = start(attempt)
+    assert twin.communicate(timeout=60)[0].strip() == "another job has claimed this attempt"
+    first.send_signal(signal.SIGTERM)
+    assert ended(first, attempt)["outcome"] == Outcome.PREEMPTED
+
+
+def test_a_job_that_starts_after_the_end_does_nothing(tmp_path):
+    attempt = h.write_job(tmp_path / "a", "nothing")
+    files.create_exclusive(attempt / "result.json", {"outcome": "infra_error", "cause": "vanished"})
+    assert start(attempt).communicate(timeout=60)[0].strip() == "this attempt has ended already"
+
+
+def place(job_id: str, restart: int = 0, rank: int = 0) -> jobs.Place:
+    return jobs.Place(rank, 2, rank, job_id, restart, None)
+
+
+def test_claims_go_by_job_and_restart(tmp_path):
+    assert jobs.claim(tmp_path, place("1"))
+    assert not jobs.claim(tmp_path, place("1"))             # the same start twice
+    assert not jobs.claim(tmp_path, place("2"))             # a twin
+    assert jobs.claim(tmp_path, place("1", restart=1))      # requeued
+    assert not jobs.claim(tmp_path, place("2", restart=1))  # a requeued twin
+    assert jobs.latest_claim(tmp_path)["restart"] == 1
+
+
+def test_a_job_whose_first_start_never_claimed_still_owns_the_attempt(tmp_path):
+    assert jobs.claim(tmp_path, place("1", restart=2))
+    assert not jobs.claim(tmp_path, place("2"))
+    assert jobs.latest_claim(tmp_path)["restart"] == 2
+
+
+def test_ranks_of_a_twin_job_do_not_start(tmp_path):
+    jobs.claim(tmp_path, place("1"))
+    assert jobs.claimed_by_my_job(tmp_path, place("1", rank=1))
+    assert not jobs.claimed_by_my_job(tmp_path, place("2", rank=1))
+    assert not jobs.claimed_by_my_job(tmp_path, place("1", restart=1, rank=1), patience_s=0.3)  # its rank 0 is not there
+
+
+# --- walls
+
+def test_no_secret_of_the_environment_reaches_the_worker(tmp_path):
+    attempt = h.write_job(tmp_path / "a", "environment")
+    secrets = {"OPENAI_API_KEY": "s3cret", "HF_TOKEN": "s3cret", "AWS_SECRET_ACCESS_KEY": "s3cret", "TORCH_PASSWORD": "s3cret",
+               "https_proxy": "http://u:s3cret@proxy", "FAVOURITE": "s3cret"}
+    assert ended(start(attempt, OMP_NUM_THREADS="7", **secrets), attempt)["outcome"] == Outcome.SUCCEEDED
+    env = h.said(attempt)
+    assert "s3cret" not in str(env)
+    assert env["OMP_NUM_THREADS"] == "1" and env["HOME"] == env["TMPDIR"] == str(attempt / "tmp") and env["HF_HUB_OFFLINE"] == "1"
+
+
+@landlocked
+def test_the_worker_writes_into_its_own_folders_only(tmp_path):
+    outside = tmp_path / "outside"
+    outside.write_text("precious")
+    result = run(tmp_path, "writes", str(outside), str(tmp_path / "new"), str(tmp_path / "a" / "inside"), "/tmp/poise-must-not-be")
+    assert result["walls"]["files"] == "landlock"
+    denied = ["PermissionError"] * 3
+    missing = ["PermissionError", "FileNotFoundError", "FileNotFoundError"]
+    assert h.said(tmp_path / "a") == [*denied, *missing, "done", "done", "done", *missing]
+    assert outside.read_text() == "precious"
+
+
+@namespaces
+def test_the_worker_has_no_network(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        result = run(tmp_path, "connects", server.getsockname()[1])
+    assert result["walls"]["network"] == "namespace"
+    assert h.said(tmp_path / "a") == "ConnectionRefusedError"
+
+
+@namespaces
+@landlocked
+def test_the_worker_cannot_read_the_environment_of_others(tmp_path):
+    run(tmp_path, "spies", os.getpid())
+    assert h.said(tmp_path / "a") == "PermissionError"
+
+
+def test_walls_can_be_left_out_and_the_record_says_so(tmp_path):
+    result = run(tmp_path, "writes", str(tmp_path / "new"), isolation="none")
+    assert result["walls"] == {"environment": "allow-list", "network": "open", "files": "open"}
+    assert h.said(tmp_path / "a") == ["done"] * 3
+
+
+# --- the machine refuses
+
+def test_a_missing_cache_folder_is_made_again(tmp_path):
+    attempt = h.write_job(tmp_path / "a", "nothing")
+    (tmp_path / "cache").rmdir()
+    assert ended(start(attempt), attempt)["outcome"] == Outcome.SUCCEEDED
+
+
+def test_a_cache_that_cannot_be_is_named(tmp_path):
+    attempt = h.write_job(tmp_path / "a", "nothing")
+    (tmp_path / "cache").rmdir()
+    (tmp_path / "cache").write_text("a file in its place")
+    result = ended(start(attempt), attempt)
+    assert (result["outcome"], result["cause"]) == (Outcome.INFRA_ERROR, "supervisor") and str(tmp_path / "cache") in result["message"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_full_disk_is_an_infrastructure_error(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(disk)], capture_output=True).returncode:
+        pytest.skip("mount is not permitted here")
+    try:
+        attempt = h.write_job(disk / "a", "fills", str(disk / "a" / "big"))
+        result = ended(start(attempt), attempt)
+        assert result is None or (result["outcome"] == Outcome.INFRA_ERROR and "No space left" in result["message"])
+        assert (attempt / "result.json").exists() or not list(attempt.glob("result*"))  # whole or not at all
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def _read(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
