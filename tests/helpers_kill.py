@@ -13,6 +13,7 @@ from typing import Any
 
 from poise_hpc import files
 from poise_hpc.campaign import Campaign, load_attempts
+from poise_hpc.types import Outcome
 
 TINY = Path(__file__).parents[1] / "configs" / "tiny.yaml"
 VICTIMS = ("controller", "job", "both")
@@ -65,12 +66,14 @@ def killed_run(campaign: Path, cache: Path, total: int, kills: int, seed: int, o
     """Run the campaign to its end with `kills` kills on the way, at moments drawn from `seed`: when its progress (of
     `total`) reaches the drawn point, and a fraction of a second later. What was killed, and when."""
     draw, done = random.Random(seed), []
-    points = sorted(draw.randrange(total) for _ in range(kills))
+    points = sorted(draw.randrange(int(0.95 * total)) for _ in range(kills))
     run = start(campaign, cache, *options)
     for number, point in enumerate(points):
         victim, delay = VICTIMS[(seed + number) % len(VICTIMS)], draw.uniform(0, 1.0)
         wait(lambda: progress(campaign) >= point or run.poll() is not None, f"progress {point} of {total}")
         time.sleep(delay)
+        if victim != "controller":
+            wait(lambda: job_processes(campaign, run.pid) or run.poll() is not None, "a job to kill")
         jobs = sorted(job_processes(campaign, run.pid))
         targets = ([run.pid] if victim != "job" else []) + ([draw.choice(jobs)] if victim != "controller" and jobs else [])
         if draw.random() < 0.5:
@@ -112,6 +115,9 @@ def left_over(campaign: Path) -> list[str]:
     wait(lambda: not processes_of(campaign), "the end of every process")
     opened = Campaign.open(campaign)
     faults = [f"{a.folder} has no result" for id in opened.ids() for a in load_attempts(opened.candidates / id) if a.result is None]
+    for id in opened.ids():
+        won = [(a.stage, a.unit) for a in load_attempts(opened.candidates / id) if a.outcome is Outcome.SUCCEEDED]
+        faults += [f"{id}: {stage} {unit} was done {won.count((stage, unit))} times" for stage, unit in set(won) if won.count((stage, unit)) > 1]
     faults += [f"{id} has no record" for id in opened.ids() if id not in opened.archived_ids()]
     faults += [f"{id} has no folder" for id in opened.archived_ids() if id not in opened.ids()]
     return faults
