@@ -38,33 +38,7 @@ class Proposing:
 
     def exhausted(self, count: int, active: Mapping[str, Candidate], now: float) -> str:
         """Why no further candidate is wanted; "" while some are."""
-        search, budget = self.campaign.config.search, self.campaign.config.budget
-        if count == 0 or self.inbox() or (self.campaign.root / PLANNED / candidate_id(count) / "proposal.json").exists():
-            return ""
-        if (self.campaign.root / DRAIN).exists():
-            return f"draining; `poise-hpc drain --off {self.campaign.root}` ends it"
-        if budget.wall_clock_min is not None and now - self.campaign.meta["created"] > 60 * budget.wall_clock_min:
-            return f"the campaign is older than its budget of {budget.wall_clock_min:g} minutes"
-        hours = self.run_hours(active)
-        if budget.run_hours is not None and hours >= budget.run_hours:
-            return f"{hours:.2f} of {budget.run_hours:g} run hours are used"
-        if count - 1 - self.added(active) >= search.candidates:
-            return f"all {search.candidates} candidates are proposed"
-        return self.spent
-
-    def run_hours(self, active: Mapping[str, Candidate]) -> float:
-        """Run time x ranks of every job so far, queue wait not counted."""
-        running = sum(a.result.get("run_seconds", 0.0) * a.result.get("ranks", 1)
-                      for c in active.values() for a in c.attempts if a.result)
-        return (running + sum(e.run_seconds for e in self.archive.entries)) / 3600
-
-    def added(self, active: Mapping[str, Candidate]) -> int:
-        """Candidates that a person put in: they do not use up the proposer's number."""
-        return (sum(e.proposer == "person" for e in self.archive.entries)
-                + sum(c.proposal().proposer == "person" for c in active.values()))
-
-    def inbox(self) -> list[Path]:
-        return sorted(Path(e.path) for e in os.scandir(self.campaign.root / "inbox") if e.is_dir() and not e.name.startswith("."))
+        return exhausted(self.campaign, self.archive, active, count, now) or self.spent
 
     def next(self, count: int, active: Mapping[str, Candidate]) -> tuple[Candidate, Proposal] | None:
         """The next candidate, its folder made whole; None while what it must see, or its proposal, is not there yet."""
@@ -74,7 +48,7 @@ class Proposing:
             made = Made(packages.baseline(self.campaign.config.search.baseline))
         elif (planned / "proposal.json").exists():
             made = Made(packages.read_package(planned))
-        elif (waiting := self.inbox()) and not self.proposal_goes_on(id):
+        elif (waiting := inbox(self.campaign)) and not self.proposal_goes_on(id):
             taken = waiting[0]
             draft = self.from_inbox(taken, count)
             if draft is None:
@@ -198,6 +172,40 @@ def draft_from(proposer: Proposer, context: Context, pick: dict[str, Any]) -> Ma
         return Made(proposer.propose(context), pick)
     except DraftRejected as error:
         return Made(error.draft, pick, error)
+
+
+def exhausted(campaign: Campaign, archive: ArchiveView, active: Mapping[str, Candidate], count: int, now: float) -> str:
+    """Why no further candidate is wanted, as the files say; "" while some are. `count`: candidates so far, the baseline too."""
+    search, budget = campaign.config.search, campaign.config.budget
+    if count == 0 or inbox(campaign) or (campaign.root / PLANNED / candidate_id(count) / "proposal.json").exists():
+        return ""
+    if (campaign.root / DRAIN).exists():
+        return f"draining; `poise-hpc drain --off {campaign.root}` ends it"
+    if budget.wall_clock_min is not None and now - campaign.meta["created"] > 60 * budget.wall_clock_min:
+        return f"the campaign is older than its budget of {budget.wall_clock_min:g} minutes"
+    hours = run_hours(archive, active)
+    if budget.run_hours is not None and hours >= budget.run_hours:
+        return f"{hours:.2f} of {budget.run_hours:g} run hours are used"
+    if count - 1 - added(archive, active) >= search.candidates:
+        return f"all {search.candidates} candidates are proposed"
+    return ""
+
+
+def inbox(campaign: Campaign) -> list[Path]:
+    """Packages that wait to become candidates, oldest first."""
+    return sorted(Path(e.path) for e in os.scandir(campaign.root / "inbox") if e.is_dir() and not e.name.startswith("."))
+
+
+def run_hours(archive: ArchiveView, active: Mapping[str, Candidate]) -> float:
+    """Run time x ranks of every job so far, queue wait not counted."""
+    running = sum(a.result.get("run_seconds", 0.0) * a.result.get("ranks", 1) for c in active.values() for a in c.attempts if a.result)
+    return (running + sum(e.run_seconds for e in archive.entries)) / 3600
+
+
+def added(archive: ArchiveView, active: Mapping[str, Candidate]) -> int:
+    """Candidates that a person put in: they do not use up the proposer's number."""
+    return (sum(e.proposer == "person" for e in archive.entries)
+            + sum(c.proposal().proposer == "person" for c in active.values()))
 
 
 class Lazy(Mapping[str, T]):

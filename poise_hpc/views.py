@@ -13,6 +13,7 @@ from .types import BASELINE_ID, EntrySummary, Outcome, Stage
 def status(campaign: Campaign, now: float | None = None, spending: bool = True) -> dict[str, Any]:
     """`{campaign, done, held, budget, candidates, running}`: the interface that scripts read. `spending`: also "llm"."""
     from . import jobspec
+    from .proposing import exhausted
 
     now = time.time() if now is None else now
     archive = ArchiveView.load(campaign.root)
@@ -25,9 +26,10 @@ def status(campaign: Campaign, now: float | None = None, spending: bool = True) 
     seconds = sum(e.run_seconds for e in archive.entries) + sum(
         a.result.get("run_seconds", 0.0) * a.result.get("ranks", 1) for c in active for a in c.attempts if a.result)
     budget = campaign.config.budget
+    why = exhausted(campaign, archive, {c.id: c for c in active}, len(rows), now)
     return {
         "campaign": str(campaign.root), "home": home.stage,
-        "done": home.stage == Stage.ARCHIVED and made >= wanted and not active,
+        "done": home.stage == Stage.ARCHIVED and bool(why) and not active, "proposing_ended": why,
         "held": [c.id for c in [home, *active] if c.stage == Stage.HELD],
         "budget": {"candidates": wanted, "proposed": made, "archived": len(archived), "run_hours": round(seconds / 3600, 4),
                    "run_hours_limit": budget.run_hours, "wall_clock_min": round((now - campaign.meta["created"]) / 60, 1),
@@ -124,7 +126,7 @@ def interval(value: float | None, ci: Any, sign: bool = False) -> str:
 
 def status_text(data: dict[str, Any]) -> str:
     b = data["budget"]
-    state = "done" if data["done"] else "held: " + ", ".join(data["held"]) if data["held"] else "in progress"
+    state = f"done: {data['proposing_ended']}" if data["done"] else "held: " + ", ".join(data["held"]) if data["held"] else "in progress"
     limit = f" of {b['run_hours_limit']:g}" if b["run_hours_limit"] else ""
     lines = [f"{data['campaign']}: {state}", f"candidates {b['proposed']}/{b['candidates']} proposed, {b['archived']} archived (with the baseline)"
              f"; {b['run_hours']:.2f}{limit} run hours; {b['wall_clock_min']:.0f} min since creation"]
