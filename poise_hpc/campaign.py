@@ -130,16 +130,6 @@ class Campaign:
             raise UsageError(f"{root} has campaign format {meta['format']}; this version reads {FORMAT}")
         return cls(root, configuration.load(root / "config.yaml"), meta)
 
-    @classmethod
-    def open_or_create(cls, root: Path, config: Config | None) -> Campaign:
-        """An existing campaign goes on with its frozen config; a given one may differ in operational keys only."""
-        if not (root / "campaign.json").exists():
-            return cls.create(root, config or Config())
-        campaign = cls.open(root)
-        if config is not None:
-            campaign.adopt(config)
-        return campaign
-
     def adopt(self, config: Config) -> None:
         """Take over operational changes; refuse others by name."""
         changed = sorted(_differences(self.config.dump(), config.dump()))
@@ -238,7 +228,7 @@ class Lock:
             except FileNotFoundError:
                 continue
             # Another controller may have buried the dead lock and taken a new one between our look and our rename.
-            if files.read_json(grave) != owner:
+            if _whole(grave) != owner:
                 try:
                     os.link(grave, self.path)
                 except FileExistsError:
@@ -247,8 +237,8 @@ class Lock:
 
     def _owner(self) -> tuple[dict[str, Any] | None, float]:
         try:
-            return files.read_json(self.path), time.time() - self.path.stat().st_mtime
-        except (FileNotFoundError, files.CorruptFile):
+            return _whole(self.path), time.time() - self.path.stat().st_mtime
+        except FileNotFoundError:
             return None, 0.0
 
     def touch(self) -> None:
@@ -261,6 +251,14 @@ class Lock:
     def release(self) -> None:
         if self._owner()[0] == self.mine:
             self.path.unlink()
+
+
+def _whole(lock: Path) -> dict[str, Any] | None:
+    """Its owner; None if there is no lock, or one that nobody has written in full."""
+    try:
+        return files.read_json(lock)
+    except files.CorruptFile:
+        return None
 
 
 def load_attempts(candidate: Path) -> list[Attempt]:

@@ -29,6 +29,8 @@ class Command(click.Group):
         except UsageError as error:
             click.echo(f"error: {error}", err=True)
             sys.exit(2)
+        except BrokenPipeError:  # `| head`: click's own affair
+            raise
         except (PoiseError, OSError) as error:
             click.echo(f"error: {error}", err=True)
             sys.exit(1)
@@ -68,10 +70,12 @@ def run(campaign: Path, config_file: Path | None, site_file: Path | None, max_ca
         from . import standalone
 
         return emit(standalone.dry_run(campaign, config_file, site_file), as_json, standalone.dry_run_text)
-    opened = open_or_create(campaign, config_file, max_candidates, cache_dir)
-    if site_file is not None:
-        opened.set_site(site_file)
-    with opened.lock() as lock:
+    opened, config = open_or_create(campaign, config_file, max_candidates, cache_dir)
+    with opened.lock() as lock:  # first: a controller that is refused has changed nothing
+        if config is not None:
+            opened.adopt(config)
+        if site_file is not None:
+            opened.set_site(site_file)
         controller = build(opened, say=lambda line: click.echo(line, err=as_json))
         stop_on_signal(controller)
         drive(controller, time.sleep, lock, watch=Progress(opened, quiet=as_json))
@@ -99,8 +103,10 @@ def step(campaign: Path, as_json: bool) -> None:
     held_exit(controller)
 
 
-def open_or_create(root: Path, config_file: Path | None, max_candidates: int | None, cache_dir: Path | None) -> Any:
+def open_or_create(root: Path, config_file: Path | None, max_candidates: int | None, cache_dir: Path | None) -> tuple[Any, Any]:
+    """The campaign, and the config that an existing one is to adopt."""
     from . import config as configuration
+    from . import packages
     from .campaign import Campaign
     from .tasks.base import load_task
 
@@ -109,15 +115,19 @@ def open_or_create(root: Path, config_file: Path | None, max_candidates: int | N
         base = config or (Campaign.open(root).config if (root / "campaign.json").exists() else configuration.Config())
         config = configuration.parse(configuration.overlay(base.dump(), {"search": {"candidates": max_candidates}}))
     if (root / "campaign.json").exists():
-        opened = Campaign.open(root)
-        if config is not None:
-            opened.adopt(config)
-        return opened
+        return Campaign.open(root), config
     config = config or configuration.Config()
-    load_task(config)  # a wrong task, option, split or model folder: said before anything is created
+    # A wrong task, option, split, baseline or model folder: said before anything is created.
+    load_task(config)
+    packages.baseline(config.search.baseline)
+    if config.model.path is not None and not (Path(config.model.path) / "config.json").is_file():
+        raise UsageError(f"model.path: {config.model.path} is no Hugging Face model folder (it has no config.json)")
     cache = Path(os.path.abspath(cache_dir or Path.home() / ".cache" / "poise_hpc"))
-    cache.mkdir(parents=True, exist_ok=True)
-    return Campaign.create(root, config, cache_dir=str(cache))
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PoiseError(f"cannot create the cache folder {cache}: {error.strerror}. Give another with --cache-dir") from None
+    return Campaign.create(root, config, cache_dir=str(cache)), None
 
 
 def build(campaign: Any, say: Callable[[str], None], thinks: bool = True) -> Any:
@@ -143,15 +153,16 @@ def llm_proposer(campaign: Any) -> Any:
 
 
 def stop_on_signal(controller: Any) -> None:
-    """Ctrl-C and TERM: ask this host's jobs to save and stop (a scheduler's go on), then leave. The next `run` goes on from there."""
+    """Ctrl-C, TERM and a closed terminal: ask this host's jobs to save and stop (a scheduler's go on), then leave. The next `run` goes on from there."""
     def leave(number: int, frame: Any) -> None:
         running = [controller.submitted(a) for _, a in controller.in_flight()] if controller.cluster.on_this_host else []
         controller.cluster.cancel(running)
         controller.event("campaign", "stopped", f"by signal {number}; {len(running)} jobs asked to save and stop")
         raise SystemExit(128 + number)
 
-    signal.signal(signal.SIGINT, leave)
-    signal.signal(signal.SIGTERM, leave)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup
+            signal.signal(number, leave)
 
 
 class Progress:
@@ -206,16 +217,18 @@ def status(campaign: Path, as_json: bool) -> None:
 @main.command()
 @click.argument("campaign", type=FOLDER)
 @click.option("--every", default=2.0, show_default=True, help="Seconds between looks.")
-def watch(campaign: Path, every: float) -> None:
-    """`status` again and again, until the campaign is done."""
+@as_json
+def watch(campaign: Path, every: float, as_json: bool) -> None:
+    """`status` again and again, until the campaign is done. With --json: one line a look."""
     from . import views
     from .campaign import Campaign
 
     opened = Campaign.open(campaign)
     while True:
         data = views.status(opened)
-        click.clear()
-        click.echo(views.status_text(data))
+        if not as_json:
+            click.clear()
+        click.echo(json.dumps(data, default=str) if as_json else views.status_text(data))
         if data["done"]:
             return
         time.sleep(every)
@@ -248,12 +261,13 @@ def show(campaign: Path, candidate: str, as_json: bool) -> None:
 @click.argument("campaign", type=FOLDER)
 @click.argument("candidate")
 @click.option("--lines", default=40, show_default=True, help="Of each attempt's log.")
-def logs(campaign: Path, candidate: str, lines: int) -> None:
+@as_json
+def logs(campaign: Path, candidate: str, lines: int, as_json: bool) -> None:
     """The logs of a candidate's attempts (`prepare`: the campaign's own job)."""
     from . import views
     from .campaign import Campaign
 
-    click.echo(views.logs_text(Campaign.open(campaign), candidate, lines))
+    emit(views.logs(Campaign.open(campaign), candidate, lines), as_json, views.logs_text)
 
 
 # --- change it
@@ -262,7 +276,8 @@ def logs(campaign: Path, candidate: str, lines: int) -> None:
 @click.argument("campaign", type=FOLDER)
 @click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--parent", help="Candidate it descends from.")
-def add(campaign: Path, folder: Path, parent: str | None) -> None:
+@as_json
+def add(campaign: Path, folder: Path, parent: str | None, as_json: bool) -> None:
     """Put an own algorithm package into the pipeline: the same checks, training, evaluation and archive."""
     from . import orders
     from .campaign import Campaign
@@ -270,15 +285,16 @@ def add(campaign: Path, folder: Path, parent: str | None) -> None:
     opened = Campaign.open(campaign)
     if parent is not None:
         opened.load(parent)
-    orders.package(opened, folder, parent)
-    click.echo(f"{folder} is in the inbox; `poise-hpc run {campaign}` takes it up")
+    emit({"inbox": str(orders.package(opened, folder, parent))}, as_json,
+         lambda d: f"{folder} is in the inbox; `poise-hpc run {campaign}` takes it up")
 
 
 def order_command(kind: str, text: str, whole: bool) -> None:
     @main.command(name=kind, help=text)
     @click.argument("campaign", type=FOLDER)
     @click.argument("candidate", required=not whole)
-    def command(campaign: Path, candidate: str | None) -> None:
+    @as_json
+    def command(campaign: Path, candidate: str | None, as_json: bool) -> None:
         from . import orders
         from .campaign import Campaign
 
@@ -286,7 +302,7 @@ def order_command(kind: str, text: str, whole: bool) -> None:
         if candidate not in (None, "prepare"):
             opened.load(candidate)
         orders.give(opened, kind, candidate)
-        settle(opened)
+        settle(opened, as_json)
 
 
 order_command("retry", "Go on with what is held: one CANDIDATE, or all.", whole=True)
@@ -297,14 +313,15 @@ order_command("cancel", "Stop this campaign's jobs (or one CANDIDATE's) and prop
 @main.command()
 @click.argument("campaign", type=FOLDER)
 @click.option("--off", is_flag=True, help="Propose again.")
-def drain(campaign: Path, off: bool) -> None:
+@as_json
+def drain(campaign: Path, off: bool, as_json: bool) -> None:
     """Finish what runs, propose nothing new."""
     from . import orders
     from .campaign import Campaign
 
     opened = Campaign.open(campaign)
     orders.give(opened, "resume" if off else "drain")
-    settle(opened)
+    settle(opened, as_json)
 
 
 @main.command()
@@ -368,17 +385,18 @@ def tell(campaign: Path, kind: str, text: str, off: bool = False) -> None:
     settle(opened)
 
 
-def settle(campaign: Any) -> None:
+def settle(campaign: Any, as_json: bool = False) -> None:
     """Carry the order out here, unless a controller is at work, which then does it within a second."""
     from . import orders
+    from .campaign import CampaignBusy
 
     try:
         with campaign.lock():
-            orders.obey(build(campaign, say=click.echo, thinks=False))
-    except UsageError:
-        raise
-    except PoiseError:
-        click.echo("a controller is running: it carries the order out at its next step")
+            orders.obey(build(campaign, say=lambda line: click.echo(line, err=as_json), thinks=False))
+        data = {"carried_out": True, "by": "this command"}
+    except CampaignBusy:
+        data = {"carried_out": False, "by": "the running controller, at its next step"}
+    emit(data, as_json, lambda d: "done" if d["carried_out"] else f"this will be carried out by {d['by']}")
 
 
 # --- one algorithm, without a campaign
@@ -463,18 +481,23 @@ def verify(campaign: Path, as_json: bool) -> None:
 
     problems = verify_campaign(Campaign.open(campaign).root)
     emit({"campaign": str(campaign), "problems": problems}, as_json,
-         lambda d: "\n".join(f"{id}: {text}" for id, texts in d["problems"].items() for text in texts) or "every record is whole")
+         lambda d: "\n".join(f"{id}: {text}" for id, texts in d["problems"].items() for text in texts) +
+         ("\nmove a damaged record away, and `poise-hpc run` writes it again from the candidate's folder" if d["problems"] else "every record is whole"))
     sys.exit(1 if problems else 0)
 
 
 @archive.command()
 @click.argument("campaign", type=FOLDER)
-def rebuild(campaign: Path) -> None:
+@as_json
+def rebuild(campaign: Path, as_json: bool) -> None:
     """Make index.h5 anew from the records."""
     from .archive import rebuild as rebuild_index
     from .campaign import Campaign
 
-    click.echo(f"{len(rebuild_index(Campaign.open(campaign).root).entries)} records indexed")
+    view = rebuild_index(Campaign.open(campaign).root)
+    emit({"indexed": len(view.entries), "problems": view.problems}, as_json,
+         lambda d: "\n".join([f"{d['indexed']} records indexed", *(f"{id}: {text}" for id, text in d["problems"].items())]))
+    sys.exit(1 if view.problems else 0)
 
 
 # --- problem sets

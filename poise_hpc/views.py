@@ -181,12 +181,21 @@ def show_text(data: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def logs_text(campaign: Campaign, id: str, lines: int) -> str:
+def logs(campaign: Campaign, id: str, lines: int) -> dict[str, Any]:
+    """The end of each attempt's logs; of an attempt whose worker never started, the launcher's."""
     folder = campaign.root / id if id == "prepare" else campaign.load(id).folder
-    parts = []
+    rows = []
     for attempt in load_attempts(folder):
-        parts.append(f"== {attempt.name}: {attempt.outcome or 'in flight'}" + (
-            f"  {attempt.result['cause']}: {attempt.result['message']}" if attempt.result and attempt.result["cause"] else ""))
-        for log in sorted(attempt.folder.glob("log*.out")):
-            parts += log.read_text(errors="replace").splitlines()[-lines:]
-    return "\n".join(parts) or f"{id} has no attempts yet"
+        found = sorted(attempt.folder.glob("log*.out")) or sorted(attempt.folder.glob("submitit/*_log.out"))
+        rows.append({"attempt": attempt.name, "outcome": attempt.outcome, "cause": attempt.result["cause"] if attempt.result else "",
+                     "message": attempt.result["message"] if attempt.result else "",
+                     "logs": {path.name: path.read_text(errors="replace").splitlines()[-lines:] for path in found}})
+    return {"candidate": id, "attempts": rows}
+
+
+def logs_text(data: dict[str, Any]) -> str:
+    parts = []
+    for a in data["attempts"]:
+        parts.append(f"== {a['attempt']}: {a['outcome'] or 'in flight'}" + (f"  {a['cause']}: {a['message']}" if a["cause"] else ""))
+        parts += [line for log in a["logs"].values() for line in log]
+    return "\n".join(parts) or f"{data['candidate']} has no attempts yet"

@@ -1,0 +1,258 @@
+"""The command line: exit codes, errors that say how to go on, --json everywhere. Jobs are run by other tests."""
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+from helpers_campaign import campaign
+from helpers_drive import drive, failing, write_package
+
+from poise_hpc import cli, files
+from poise_hpc.cluster import InlineCluster
+from poise_hpc.types import Outcome
+
+SMALL = {"search": {"candidates": 2, "train_seeds": [0]}}
+
+
+def run(*arguments, code=0):
+    result = CliRunner().invoke(cli.main, [str(a) for a in arguments])
+    assert result.exit_code == code, (result.exit_code, result.output, result.exception)
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    root = campaign(tmp_path_factory.mktemp("it's \"a\"\ncampaign") / "c", **SMALL).root
+    drive(root)
+    return root
+
+
+@pytest.fixture
+def held(tmp_path):
+    root = campaign(tmp_path / "held", **SMALL).root
+    drive(root, InlineCluster(failing("train", "c0001", Outcome.INFRA_ERROR, "worker-died")))
+    return root
+
+
+# --- what it prints
+
+def test_status_is_the_interface_that_scripts_read(finished):
+    data = json.loads(run("status", finished, "--json").stdout)
+    assert data["campaign"] == str(finished) and data["done"] is True and data["held"] == [] and data["running"] == []
+    assert data["budget"]["candidates"] == data["budget"]["proposed"] == 2 and data["budget"]["archived"] == 3
+    assert [c["id"] for c in data["candidates"]] == ["c0000", "c0001", "c0002"]
+    assert {"id", "name", "parents", "stage", "outcome", "overall", "ci"} <= data["candidates"][0].keys()
+    assert "3 archived" in run("status", finished).output
+
+
+@pytest.mark.parametrize("command", [
+    ["status"], ["leaderboard"], ["show", "c0001"], ["logs", "c0001"], ["watch"], ["archive", "verify"], ["archive", "rebuild"],
+    ["retry"], ["drain"], ["drain", "--off"]])
+def test_every_printing_command_has_json_and_text(finished, command):
+    head, place = (command[:2], command[2:]) if command[0] == "archive" else (command[:1], command[1:])
+    assert isinstance(json.loads(run(*head, finished, *place, "--json").stdout), dict)
+    assert run(*head, finished, *place).output.strip()
+
+
+def test_show_tells_why_the_parent_was_chosen(finished):
+    data = json.loads(run("show", finished, "c0002", "--json").stdout)
+    assert data["pick"]["parent"] == data["parents"][0] and data["pick"]["explanation"]
+    assert data["score"]["overall"] == data["overall"] and data["reflection"]["verdict"]
+
+
+def test_a_drained_campaign_is_done(tmp_path):
+    root = campaign(tmp_path / "c", search={"candidates": 50, "train_seeds": [0]}).root
+    run("drain", root)
+    drive(root)
+    data = json.loads(run("status", root, "--json").stdout)
+    assert data["done"] and data["budget"]["proposed"] < 50
+    run("watch", root)
+
+
+def test_held_is_exit_code_3(held, tmp_path):
+    data = json.loads(run("status", held, "--json").stdout)
+    assert data["held"] == ["c0001"] and not data["done"]
+    result = run("run", held, code=3)
+    assert "held: c0001 at train: worker-died" in result.stderr
+
+
+def test_orders_are_carried_out_when_nobody_drives(held):
+    assert json.loads(run("retry", held, "c0001", "--json").stdout) == {"carried_out": True, "by": "this command"}
+    assert json.loads(run("status", held, "--json").stdout)["held"] == []
+    run("hold", held, "c0001")
+    assert json.loads(run("status", held, "--json").stdout)["held"] == ["c0001"]
+
+
+def test_orders_wait_for_the_controller_at_work(held):
+    files.write_json(held / "controller.lock", {"host": "another-host", "pid": 1, "start": 1, "taken": 0.0})
+    assert json.loads(run("retry", held, "--json").stdout)["carried_out"] is False
+    assert len(list((held / "inbox").iterdir())) == 1
+
+
+def test_an_error_while_carrying_out_an_order_is_not_called_a_running_controller(held):
+    (held / "candidates" / "c0001" / "attempts" / "check-1" / "result.json").write_text("{")
+    result = run("retry", held, code=1)
+    assert "result.json is not valid JSON" in result.stderr and "running" not in result.output
+
+
+# --- wrong calls: exit code 2, and nothing is created
+
+BAD = [
+    ("train: {stepz: 3}", "unknown key 'train.stepz'; did you mean 'train.steps'?"),
+    ("trian: {steps: 3}", "unknown key 'trian'; did you mean 'train'?"),
+    ("train: {steps: many}", "'train.steps': input should be a valid integer, got 'many'"),
+    ("train: {steps: 0}", "'train.steps': input should be greater than or equal to 1, got 0"),
+    ("rollout: {group_size: 1}", "'rollout.group_size': input should be greater than or equal to 2, got 1"),
+    ("search: {train_seeds: [0, 0]}", "all distinct"),
+    ("search: {baseline: grpoo}", "no seed algorithm 'grpoo'; did you mean 'grpo'?"),
+    ("task: {name: chian}", "there is no task 'chian'; did you mean 'chain'?"),
+    ("task: {options: {trian: 1}}", "unknown key 'task.options.trian'"),
+    ("model: {source: path, path: /no/such/model}", "model.path: /no/such/model is no Hugging Face model folder"),
+    ("evaluate: {benchmarks: {easy: {split: esay, problems: 1, samples: 1, metrics: {acc@1: 1.0}}}}", "has no split 'esay'; did you mean 'easy'?"),
+    ("train: [", "not valid YAML"),
+    ("- 1", "a mapping of sections was wanted, got list"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), BAD)
+def test_a_bad_config_is_named_and_nothing_is_created(tmp_path, text, message):
+    (tmp_path / "bad.yaml").write_text(text)
+    result = run("run", tmp_path / "new", "--config", tmp_path / "bad.yaml", "--cache-dir", tmp_path / "cache", code=2)
+    assert message in result.stderr and "Traceback" not in result.output
+    assert os.listdir(tmp_path) == ["bad.yaml"]
+
+
+def test_a_changed_config_is_refused(finished, tmp_path):
+    (tmp_path / "other.yaml").write_text("train: {steps: 5}")
+    result = run("run", finished, "--config", tmp_path / "other.yaml", code=2)
+    assert "train.steps: 4 -> 5" in result.stderr and "start another campaign" in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [
+    ["status", "/no/such/campaign"], ["show", "{c}", "c0099"], ["logs", "{c}", "../c0001"], ["hold", "{c}", "c0099"], ["rerun", "{c}", "c0099"],
+    ["add", "{c}", "/no/such/folder"], ["run", "{c}", "--config", "/no/such.yaml"], ["run", "{c}", "--max-candidates", "-1"], ["frobnicate"]])
+def test_wrong_names_are_exit_code_2(finished, arguments):
+    result = run(*(a.format(c=finished) for a in arguments), code=2)
+    assert result.stderr.strip() and "Traceback" not in result.output
+
+
+def test_the_second_controller_names_the_first_and_changes_nothing(held):
+    before = (held / "config.yaml").read_bytes()
+    files.write_json(held / "controller.lock", {"host": "another-host", "pid": 77, "start": 1, "taken": 0.0})
+    result = run("run", held, "--max-candidates", 50, code=1)
+    assert "is driven by process 77 on another-host" in result.stderr
+    assert (held / "config.yaml").read_bytes() == before
+
+
+# --- packages of a person
+
+def not_utf8(folder):
+    (folder / "algorithm.py").write_bytes(b"ALGORITHM = '\xff'")
+
+
+def without_algorithm(folder):
+    (folder / "algorithm.py").rename(folder / "main.py")
+
+
+def huge(folder):
+    (folder / "algorithm.py").write_text("#" * 300_000)
+
+
+def proposal(text):
+    return lambda folder: (folder / "proposal.json").write_text(text)
+
+
+@pytest.mark.parametrize(("spoil", "message"), [
+    (not_utf8, "algorithm.py is not UTF-8"), (without_algorithm, "algorithm.py is missing"), (huge, "at most 200000 are read"),
+    (proposal("{"), "proposal.json is not valid JSON"), (proposal("[1]"), "a mapping was wanted"),
+    (proposal('{"nmae": "x"}'), "unknown keys ['nmae']"), (proposal('{"mechanisms": 3}'), "mechanisms: Input should be a valid tuple, got 3")])
+def test_what_is_no_package_is_refused_before_it_enters(finished, tmp_path, spoil, message):
+    spoil(write_package(tmp_path / "own"))
+    result = run("add", finished, tmp_path / "own", code=2)
+    assert message in result.stderr
+    assert not any((finished / "inbox").iterdir())
+
+
+def test_a_good_package_enters_whole(held, tmp_path):
+    data = json.loads(run("add", held, write_package(tmp_path / "own"), "--parent", "c0000", "--json").stdout)
+    assert sorted(os.listdir(data["inbox"])) == ["algorithm.py", "proposal.json"]
+    assert files.read_json(held / "inbox" / os.path.basename(data["inbox"]) / "proposal.json")["parents"] == ["c0000"]
+
+
+# --- damage
+
+def test_a_damaged_record_is_named_and_comes_back(finished, tmp_path):
+    root = tmp_path / "copy"
+    shutil.copytree(finished, root)
+    (root / "index.h5").unlink(missing_ok=True)
+    record = root / "records" / "c0001.h5"
+    whole = record.read_bytes()
+    record.write_bytes(whole[:-9])
+    assert "c0001" in json.loads(run("status", root, "--json").stdout)["problems"][0]
+    assert "move a damaged record away" in run("archive", "verify", root, code=1).output
+    drive(root)
+    assert record.read_bytes() == whole
+    run("archive", "verify", root)
+
+
+def test_a_record_that_rots_behind_the_index_comes_back_as_verify_says(finished, tmp_path):
+    root = tmp_path / "copy"
+    shutil.copytree(finished, root)
+    run("archive", "rebuild", root)
+    record = root / "records" / "c0001.h5"
+    whole = record.read_bytes()
+    record.write_bytes(whole[:-9])
+    run("archive", "verify", root, code=1)
+    record.unlink()
+    drive(root)
+    assert record.read_bytes() == whole
+
+
+# --- disks
+
+@pytest.fixture
+def small_disk(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "none", disk], capture_output=True).returncode:
+        pytest.skip("mounting a small disk needs root and the permission to mount")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_a_full_disk_stops_with_its_name_and_loses_nothing(small_disk, tmp_path):
+    root = campaign(small_disk / "c", **SMALL).root
+    with pytest.raises(OSError, match="No space left"):
+        drive(root)
+    (small_disk / "ballast").write_bytes(b"")
+    result = run("step", root, code=1)
+    assert "No space left on device" in result.stderr and "Traceback" not in result.output
+    subprocess.run(["mount", "-o", "remount,size=8m", small_disk], check=True)
+    drive(root)
+    assert len(json.loads(run("leaderboard", root, "--json").stdout)["rows"]) == 3
+
+
+def test_a_campaign_that_cannot_be_created_says_so(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "cannot create the campaign folder" in run("run", tmp_path / "file" / "c", "--cache-dir", tmp_path / "cache", code=1).stderr
+    assert "cannot create the cache folder" in run("run", tmp_path / "c", "--cache-dir", tmp_path / "file" / "x", code=1).stderr
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_read_only_campaign_can_be_looked_at(finished, tmp_path):
+    place = tmp_path / "ro"
+    place.mkdir()
+    mount = ["unshare", "--mount", "--user", "--map-root-user", "sh", "-c",
+             'mount --bind "$1" "$2" && mount -o remount,bind,ro "$2" && shift 2 && exec "$@"', "sh", str(finished), str(place)]
+    if subprocess.run([*mount, "true"], capture_output=True).returncode:
+        pytest.skip("no mount namespaces here")
+    command = [*mount, sys.executable, "-m", "poise_hpc.cli"]
+    assert subprocess.run([*command, "status", str(place), "--json"], capture_output=True).returncode == 0
+    done = subprocess.run([*command, "run", str(place)], capture_output=True, text=True)
+    assert done.returncode == 1 and "Read-only file system" in done.stderr and "Traceback" not in done.stderr
