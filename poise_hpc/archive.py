@@ -281,6 +281,11 @@ def rebuild(campaign: Path) -> ArchiveView:
     return view
 
 
+def check_index(campaign: Path) -> None:
+    """Read index.h5 whole; CorruptFile says what is wrong with it."""
+    _unpack(campaign / "index.h5", "index")
+
+
 def _listed(campaign: Path) -> list[str]:
     """Candidates with a record file, by name only: 10,000 stat calls on a shared file system take seconds."""
     try:

@@ -171,7 +171,7 @@ class Supervisor:
         if me.ranks == 1:
             address, port = "127.0.0.1", 0
         elif me.head is not None:
-            address, port = me.head, 20000 + (hash_text(f"{me.job_id}/{me.restart}") % 20000)
+            address, port = me.head, port_of(me)
         else:
             address, port = "127.0.0.1", self._local_port()
         # A lone rank picks its own port inside the worker (0): its network may be a namespace of its own.
@@ -295,6 +295,11 @@ def _kill(worker: subprocess.Popen[bytes]) -> None:
         os.killpg(worker.pid, signal.SIGKILL)  # its own session: helpers it started go too
     except ProcessLookupError:
         pass
+
+
+def port_of(me: Place) -> int:
+    """Where the ranks of a Slurm job meet: the same on all of them, another one after a requeue."""
+    return 20000 + hash_text(f"{me.job_id}/{me.restart}") % 20000
 
 
 def hash_text(text: str) -> int:
