@@ -399,6 +399,22 @@ def settle(campaign: Any, as_json: bool = False) -> None:
     emit(data, as_json, lambda d: "done" if d["carried_out"] else f"this will be carried out by {d['by']}")
 
 
+@main.command()
+@click.option("--site", "site_file", type=FOLDER, help="Site file: also look at its Slurm, and from two of its nodes.")
+@click.option("--config", "config_file", type=FOLDER, help="YAML: also its ranks, model, data and agent.")
+@click.option("--folder", type=FOLDER, default=".", help="Where campaigns are to be. [.]")
+@click.option("--job/--no-job", default=True, help="Run a tiny job on two nodes.")
+@click.option("--wait-min", default=10.0, show_default=True, help="For that job.")
+@as_json
+def doctor(site_file: Path | None, config_file: Path | None, folder: Path, job: bool, wait_min: float, as_json: bool) -> None:
+    """Would a campaign run here? Every finding that is not ok says how to cure it."""
+    from . import doctor as surgery
+
+    data = surgery.examine(site_file, config_file, folder.absolute(), job, wait_min, say=lambda line: click.echo(line, err=True))
+    emit(data, as_json, surgery.text)
+    sys.exit(1 if data["failed"] else 0)
+
+
 # --- one algorithm, without a campaign
 
 @main.command()
