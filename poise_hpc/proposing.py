@@ -203,9 +203,9 @@ def run_hours(archive: ArchiveView, active: Mapping[str, Candidate]) -> float:
 
 
 def added(archive: ArchiveView, active: Mapping[str, Candidate]) -> int:
-    """Candidates that a person put in: they do not use up the proposer's number."""
-    return (sum(e.proposer == "person" for e in archive.entries)
-            + sum(c.proposal().proposer == "person" for c in active.values()))
+    """Candidates that a person put in beside the baseline: they do not use up the proposer's number."""
+    return (sum(e.proposer == "person" for e in archive.entries if e.id != BASELINE_ID)
+            + sum(c.proposal().proposer == "person" for id, c in active.items() if id != BASELINE_ID))
 
 
 class Lazy(Mapping[str, T]):

@@ -1,0 +1,112 @@
+"""Candidates that go wrong in training, past every check, in one real campaign: each is archived with its cause, and the
+search goes on. What the checks themselves catch stands in tests/test_checks.py and tests/test_gate.py."""
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import pytest
+from click.testing import CliRunner
+from helpers_drive import archive_of
+from helpers_kill import TINY, left_over
+
+from poise_hpc import cli, jobs, worker
+from poise_hpc.types import Outcome
+
+PACKAGE = '''"""REINFORCE with the group's mean as baseline, and a fault."""
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from poise_hpc.algorithms.base import Advantages, Algorithm, PolicyBatch, RolloutBatch
+
+
+@dataclass(frozen=True)
+class Faulty(Algorithm):
+    def advantages(self, rollouts: RolloutBatch, state: dict[str, Any]) -> Advantages:
+        value = rollouts.reward - rollouts.reward.mean()
+        if rollouts.progress == 0.25 and rollouts.step == 1:
+            {fault}
+        return Advantages(value)
+
+    def token_loss(self, batch: PolicyBatch, state: dict[str, Any]) -> torch.Tensor:
+        return -batch.logp * batch.advantage
+
+
+ALGORITHM = Faulty()
+'''
+FAULTS = {  # name -> (code, cause, what the message must hold)
+    "raises": ("raise ValueError('no such luck')", "raised", "no such luck"),
+    "hangs": ("while True: pass", "hang", "algorithm.py\", line 16 in advantages"),
+    "nan": ("value = value * float('nan')", "nonfinite-advantage", "NaN or infinite"),
+    "shape": ("value = value[1:]", "wrong-shape", "(16,) was wanted"),
+    "eats": ("value = value + torch.ones(2**33).sum()", "raised", "memory"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_each_is_evidence_with_its_cause(tmp_path):
+    change = "base: {base}\nsearch: {{candidates: 0, train_seeds: [0]}}\njobs: {{silent_min: 0.7, memory_gb: 4.0, max_parallel: 3}}\n"
+    (tmp_path / "config.yaml").write_text(change.format(base=json.dumps(str(TINY))))
+    root, runner = tmp_path / "c", CliRunner()
+
+    def call(*arguments):
+        result = runner.invoke(cli.main, [str(a) for a in arguments])
+        assert result.exit_code == 0, result.output
+
+    call("run", root, "--config", tmp_path / "config.yaml", "--cache-dir", tmp_path / "cache")
+    for name, (code, _, _) in FAULTS.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "algorithm.py").write_text(PACKAGE.replace("{fault}", code))
+        call("add", root, folder)
+    call("run", root)
+    found = {e["name"]: e for e in archive_of(root).values()}
+    assert found.keys() == {"GRPO", *FAULTS}
+    for name, (_, cause, message) in FAULTS.items():
+        entry = found[name]
+        assert (entry["outcome"], entry["cause"]) == (Outcome.CANDIDATE_ERROR, cause), (name, entry["cause"], entry["message"])
+        assert message in entry["message"], (name, entry["message"])
+        assert entry["score"] is None and entry["reflection"]["verdict"] == "failed"
+    assert left_over(root) == []
+    assert len(list(root.glob("candidates/*/attempts/train-s0-2"))) == 0  # a candidate's fault is not repeated
+
+
+# --- blame, without a campaign
+
+def test_what_passes_by_every_except_is_still_the_candidates(tmp_path, monkeypatch):
+    (tmp_path / "algorithm.py").write_text("def f():\n    raise SystemExit(3)\n")
+    namespace: dict = {}
+    exec(compile((tmp_path / "algorithm.py").read_text(), str(tmp_path / "algorithm.py"), "exec"), namespace)
+    monkeypatch.setattr(worker, "work_of_a_test", lambda job, attempt: namespace["f"](), raising=False)
+    monkeypatch.setitem(worker.WORK, "train", "poise_hpc.worker:work_of_a_test")
+    blamed = worker.run({"kind": "train", "package": str(tmp_path)}, tmp_path)
+    assert (blamed["outcome"], blamed["cause"]) == (Outcome.CANDIDATE_ERROR, "exited")
+    ours = worker.run({"kind": "train", "package": str(tmp_path / "other")}, tmp_path)
+    assert (ours["outcome"], ours["cause"]) == (Outcome.INFRA_ERROR, "SystemExit")
+
+
+DUMP = 'Fatal Python error: Segmentation fault\n\nThread 0x1 (most recent call first):\n  File "{file}", line 7 in token_loss\n'
+
+
+@pytest.mark.parametrize(("name", "dumped"), [("plain", "plain"), ("new\nline é∂", "new\\x0aline \\xe9\\u2202")])
+@pytest.mark.parametrize(("code", "blamed"), [(-signal.SIGSEGV, True), (-signal.SIGKILL, False), (1, False)])
+def test_a_crash_inside_candidate_code_is_its_fault(tmp_path, name, dumped, code, blamed):
+    (tmp_path / name).mkdir()
+    job = {"limits": {}, "package": str(tmp_path / name)}
+    (tmp_path / "stack-0.txt").write_text(DUMP.format(file=f"{tmp_path}/{dumped}/algorithm.py"))
+    result = jobs.Supervisor(job, tmp_path, jobs.Place(0, 1, 0, "1", 0, None))._classify_alone(code)
+    assert (result["outcome"], result["cause"]) == ((Outcome.CANDIDATE_ERROR, "crashed") if blamed else (Outcome.INFRA_ERROR, "worker-died"))
+    (tmp_path / "stack-0.txt").write_text(DUMP.format(file="/usr/lib/python3/torch/x.py"))
+    ours = jobs.Supervisor(job, tmp_path, jobs.Place(0, 1, 0, "1", 0, None))._classify_alone(code)
+    assert ours["outcome"] == Outcome.INFRA_ERROR
+
+
+def test_a_package_behind_a_symbolic_link_is_recognized(tmp_path):
+    (tmp_path / "real").mkdir()
+    os.symlink(tmp_path / "real", tmp_path / "link")
+    (tmp_path / "stack-0.txt").write_text(DUMP.format(file=f"{tmp_path}/real/algorithm.py"))
+    supervisor = jobs.Supervisor({"limits": {}, "package": str(tmp_path / "link")}, tmp_path, jobs.Place(0, 1, 0, "1", 0, None))
+    assert "token_loss" in supervisor._candidate_frames()

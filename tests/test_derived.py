@@ -1,0 +1,123 @@
+"""Campaigns made from an archive entry: taken up again, compared to the bit; and for real, on two ranks."""
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+from click.testing import CliRunner
+from helpers_campaign import campaign, noop_work
+from helpers_drive import archive_of, drive
+from helpers_kill import TINY, left_over
+
+from poise_hpc import archive, cli, derived
+from poise_hpc.campaign import Campaign
+from poise_hpc.cluster import InlineCluster
+from poise_hpc.types import UsageError
+
+
+@pytest.fixture(scope="module")
+def origin(tmp_path_factory):
+    root = campaign(tmp_path_factory.mktemp("origin") / "c", search={"candidates": 2, "train_seeds": [0, 1]}).root
+    drive(root)
+    return Campaign.open(root)
+
+
+def test_the_same_request_is_taken_up_again_and_another_one_is_not(origin):
+    first = derived.create("confirm", origin, "c0001", 2, None)
+    assert derived.create("confirm", origin, "c0001", 2, None).root == first.root
+    assert derived.create("confirm", origin, "c0001", 3, None).root != first.root
+    assert derived.create("confirm", origin, "c0002", 2, None).root != first.root
+    assert first.root.parent == origin.root / "derived"
+
+
+def test_confirm_uses_fresh_seeds_and_unseen_prompts_and_pairs_with_the_baseline(origin):
+    target = derived.create("confirm", origin, "c0002", 3, None)
+    assert target.config.search.train_seeds == (1000, 1001, 1002)
+    assert target.config.evaluate.purpose == "confirmation" and target.config.search.candidates == 0
+    drive(target.root)
+    names = [e["name"] for e in archive_of(target.root).values()]
+    assert names == ["GRPO", archive.read(origin.records / "c0002.h5").name]
+    row = next(r for r in derived.report("confirm", target)["rows"] if r["id"] == "c0001")
+    assert row["seeds"] == 3 and row["delta_ci"]
+
+
+def test_ablate_runs_the_entry_without_each_of_its_mechanisms(origin):
+    entry = archive.read(origin.records / "c0001.h5")
+    target = derived.create("ablate", origin, "c0001", None, None)
+    drive(target.root)
+    found = archive_of(target.root)
+    without = [f"{entry.name}-without-{m}" for m in entry.proposal["mechanisms"]]
+    assert without and [e["name"] for e in found.values()] == ["GRPO", entry.name, *without]
+    assert found["c0001"]["code"] == entry.code
+    assert all(found[f"c{2 + i:04d}"]["code"]["algorithm.py"].endswith(f"ALGORITHM = ALGORITHM.without({m!r})\n")
+               for i, m in enumerate(entry.proposal["mechanisms"]))
+
+
+def test_a_rerun_says_what_came_again(origin):
+    """The noop jobs' numbers depend on the candidate's id, which is c0000 in the rerun: the baseline's come again, others differ."""
+    for id, same in (("c0000", True), ("c0001", False)):
+        target = derived.create("rerun", origin, id, None, None)
+        drive(target.root)
+        data = derived.report("rerun", target)
+        assert data["comparison"]["identical_scores"] is data["comparison"]["identical_curves"] is same
+        assert ("bit for bit" in derived.report_text(data)) is same
+    assert "numbers differ: overall" in derived.report_text(data)
+
+
+def test_a_rerun_with_other_weights_is_not_called_identical(origin):
+    def work(attempt, job):
+        result = noop_work(attempt, job)
+        if job["kind"] == "train":
+            result["payload"]["weights_sha256"] = "9" * 64
+        return result
+
+    target = derived.create("rerun", origin, "c0000", 1, None)
+    drive(target.root, InlineCluster(work))
+    data = derived.report("rerun", target)
+    assert "weights-s0" in data["comparison"]["hashes_changed"] and "bit for bit" not in derived.report_text(data)
+
+
+def test_a_killed_creation_leaves_nothing_that_counts(origin, monkeypatch):
+    def die(*arguments):
+        raise KeyboardInterrupt
+
+    before = sorted((origin.root / "derived").glob("[!.]*"))
+    monkeypatch.setattr(derived, "_write_package", die)
+    with pytest.raises(KeyboardInterrupt):
+        derived.create("ablate", origin, "c0002", 4, None)
+    monkeypatch.undo()
+    assert sorted((origin.root / "derived").glob("[!.]*")) == before
+    assert (derived.create("ablate", origin, "c0002", 4, None).root / "inbox" / "000" / "algorithm.py").exists()
+
+
+def test_an_entry_that_is_not_there(origin):
+    with pytest.raises(UsageError, match="c0077 has no archive entry"):
+        derived.create("rerun", origin, "c0077", None, None)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_for_real_on_two_ranks(tmp_path):
+    """A campaign whose training jobs have two ranks; its entry is rerun (to the bit), confirmed and ablated."""
+    data = {"base": str(TINY), "search": {"candidates": 1, "train_seeds": [0], "seed": 1}, "jobs": {"ranks": 2}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(data))
+    root = tmp_path / "it's a \"campaign\"\nin $HOME"
+
+    def call(*arguments):
+        result = CliRunner().invoke(cli.main, [str(a) for a in arguments])
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    call("run", root, "--config", tmp_path / "config.yaml", "--cache-dir", tmp_path / "cache")
+    assert left_over(root) == []
+    trained = next(root.glob("candidates/c0001/attempts/train-s0-1"))
+    assert {p.name for p in trained.glob("log*.out")} == {"log.out", "log-1.out"}
+    again = json.loads(call("rerun", root, "c0001", "--json"))["comparison"]
+    assert all(value for key, value in again.items() if key.startswith("identical")), again
+    assert again["hashes_changed"] == [] and again["versions_changed"] == {}
+    confirmed = json.loads(call("confirm", root, "c0001", "--seeds", 1, "--json"))
+    assert sorted(r["id"] for r in confirmed["rows"] if r["outcome"] == "succeeded") == ["c0000", "c0001"]
+    mechanisms = archive.read(root / "records" / "c0001.h5").proposal["mechanisms"]
+    ablated = json.loads(call("ablate", root, "c0001", "--json"))
+    assert len([r for r in ablated["rows"] if r["outcome"] == "succeeded"]) == 2 + len(mechanisms), ablated["rows"]
