@@ -1,7 +1,7 @@
 """The transition table, written out."""
 import pytest
 
-from poise_hpc.lifecycle import next_stage
+from poise_hpc.lifecycle import AFTER_REVIEW, next_stage
 from poise_hpc.types import Outcome, Stage
 
 OK, BAD, INFRA, STOPPED = Outcome.SUCCEEDED, Outcome.CANDIDATE_ERROR, Outcome.INFRA_ERROR, Outcome.PREEMPTED
@@ -25,3 +25,14 @@ def test_table(stage, outcome, errors, after):
 @pytest.mark.parametrize("outcome", list(Outcome))
 def test_resting_stages_stay(stage, outcome):
     assert next_stage(stage, outcome, 0) is stage
+
+
+@pytest.mark.parametrize(("stage", "outcome", "after"), [
+    (Stage.CHECK, OK, Stage.REVIEW), (Stage.CHECK, BAD, Stage.REVIEW), (Stage.CHECK, INFRA, Stage.CHECK), (Stage.CHECK, STOPPED, Stage.CHECK),
+    (Stage.TRAIN, OK, Stage.EVALUATE), (Stage.TRAIN, BAD, Stage.REFLECT)])
+def test_an_author_sees_what_its_check_found(stage, outcome, after):
+    assert next_stage(stage, outcome, 0, author=True) is after
+
+
+def test_reviews_end_in_three_ways():
+    assert AFTER_REVIEW == {"accepted": Stage.TRAIN, "revised": Stage.CHECK, "rejected": Stage.REFLECT}
