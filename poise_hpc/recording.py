@@ -1,6 +1,7 @@
 """From a finished candidate's files to its reflection and its write-once archive entry."""
 from __future__ import annotations
 
+import hashlib
 import shutil
 import time
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ class Recorder:
         self._baseline_curves: dict[str, list[dict[str, Any]]] | None = None
 
     def facts(self, candidate: Candidate) -> Facts:
+        verify(candidate)
         proposal, rows = candidate.proposal(), curves(candidate)
         parent = self._summary(proposal.parents[0]) if proposal.parents else None
         base = self._summary(BASELINE_ID) if candidate.id != BASELINE_ID else None
@@ -77,6 +79,7 @@ class Recorder:
 
     def entry(self, candidate: Candidate) -> Entry:
         """Everything of a candidate, from its files."""
+        verify(candidate)
         campaign, proposal, rows = self.campaign, candidate.proposal(), curves(candidate)
         names, steps, values = tables.curve_table({int(seed): r for seed, r in rows.items()})
         seeds = campaign.config.search.train_seeds
@@ -96,6 +99,17 @@ class Recorder:
             attempts=[attempt_row(a) for a in candidate.attempts], timings=timings(trained), score=asdict(score) if score else None,
             behaviour=behaviour(rows), reflection=files.read_json(reflection), curve_names=names, curve_steps=steps, curve_values=values,
             evaluations=evaluations, completion_tokens=tokens, completion_offsets=offsets)
+
+
+def verify(candidate: Candidate) -> None:
+    """CorruptFile if a file that a job left behind is not what it wrote: no number is made of it."""
+    for attempt in candidate.attempts:
+        wanted = attempt.result["payload"].get("sha256", {}) if attempt.result else {}
+        for name, sha256 in wanted.items():
+            path = attempt.folder / name
+            if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+                raise files.CorruptFile(f"{path} is missing or damaged. Delete {attempt.folder / 'result.json'} and "
+                                        f"{candidate.folder / 'status.json'}: that job is then repeated, and gives the same numbers")
 
 
 def curves(candidate: Candidate) -> dict[str, list[dict[str, Any]]]:

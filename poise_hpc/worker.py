@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import faulthandler
 import fcntl
+import hashlib
 import importlib
 import os
 import signal
@@ -121,6 +122,7 @@ def run(job: dict[str, Any], attempt: Path) -> dict[str, Any]:
     module, _, function = WORK[job["kind"]].partition(":")
     try:
         payload = getattr(importlib.import_module(module), function)(job, attempt)
+        payload["sha256"] = hashes(attempt, ["curves.jsonl", *payload.get("elements", ())])
         return {"outcome": Outcome.SUCCEEDED, "cause": "", "message": "", "payload": payload}
     except CandidateError as error:
         traceback.print_exc()
@@ -132,6 +134,11 @@ def run(job: dict[str, Any], attempt: Path) -> dict[str, Any]:
         if isinstance(error, SystemExit | KeyboardInterrupt | GeneratorExit) and raised_in(error, job.get("package")):
             return {"outcome": Outcome.CANDIDATE_ERROR, "cause": "exited", "message": f"it raised {type(error).__name__}", "payload": {}}
         return {"outcome": Outcome.INFRA_ERROR, "cause": type(error).__name__, "message": str(error)[:2000], "payload": {}}
+
+
+def hashes(attempt: Path, names: list[str]) -> dict[str, str]:
+    """Of the files that the archive takes its numbers from (an element's .json holds the hash of its .npz)."""
+    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name in names if (path := attempt / name).exists()}
 
 
 def raised_in(error: BaseException, package: str | None) -> bool:

@@ -9,7 +9,7 @@ import pytest
 from helpers_campaign import campaign, noop_work
 from helpers_drive import Killed, Mortal, ShuffledCluster, archive_of, controller, drive, failing, finish, write_package
 
-from poise_hpc import files, orders
+from poise_hpc import files, orders, worker
 from poise_hpc.campaign import Campaign
 from poise_hpc.cluster import InlineCluster
 from poise_hpc.types import Outcome, PoiseError, Stage
@@ -340,6 +340,28 @@ def test_a_record_damaged_together_with_its_status(tmp_path):
         (root / "candidates" / id / "status.json").write_bytes(b"rotten")
     drive(root)
     assert archive_of(root) == wanted
+
+
+@pytest.mark.parametrize("name", ["curves.jsonl", "elements/1-easy.json"])
+@pytest.mark.parametrize("spoil", [lambda raw: raw.replace(b"1", b"2", 1), lambda raw: raw[:-20], None], ids=["flip", "truncate", "delete"])
+def test_no_number_is_made_of_a_damaged_file(undisturbed, tmp_path, name, spoil):
+    def work(attempt, job):
+        result = noop_work(attempt, job)
+        result["payload"]["sha256"] = worker.hashes(attempt, ["curves.jsonl", *result["payload"].get("elements", ())])
+        if job["kind"] == "train" and job["candidate"] == "c0001" and attempt.name == "train-s1-1":
+            path = attempt / name
+            path.write_bytes(spoil(path.read_bytes())) if spoil else path.unlink()
+        return result
+
+    root = campaign(tmp_path / "c", **SMALL).root
+    attempt = root / "candidates" / "c0001" / "attempts" / "train-s1-1"
+    with pytest.raises(files.CorruptFile, match="is missing or damaged. Delete .*result.json and .*status.json: that job is then repeated"):
+        drive(root, InlineCluster(work))
+    assert "c0001" not in archive_of(root)
+    (attempt / "result.json").unlink()
+    (root / "candidates" / "c0001" / "status.json").unlink()
+    drive(root, InlineCluster(work))
+    assert archive_of(root) == undisturbed
 
 
 def test_corrupt_job_files_are_named_with_the_cure(tmp_path):
