@@ -148,6 +148,8 @@ class Supervisor:
                 [*prefix, sys.executable, "-X", "faulthandler", "-m", "poise_hpc.worker", str(self.attempt)], env=env,
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, preexec_fn=before_exec, start_new_session=True)
             ended = self._watch(worker)
+        if self.me.local_rank == 0:
+            remove_caches(os.environ.get("POISE_JOB_CACHE", ""))
         if self.me.rank != 0:
             if self._outcome(self.me.rank) is None:
                 files.write_json(self.attempt / f"outcome-{self.me.rank}.json",
@@ -295,6 +297,17 @@ def _kill(worker: subprocess.Popen[bytes]) -> None:
         os.killpg(worker.pid, signal.SIGKILL)  # its own session: helpers it started go too
     except ProcessLookupError:
         pass
+
+
+def remove_caches(folder: str) -> None:
+    """The job's caches on this node's disk; the folder itself unless it holds something else."""
+    if folder:
+        for name in isolation.CACHES.values():
+            shutil.rmtree(Path(folder, name), ignore_errors=True)
+        try:
+            os.rmdir(folder)
+        except OSError:
+            pass
 
 
 def port_of(me: Place) -> int:

@@ -31,6 +31,8 @@ def main(folder: Path) -> int:
         "scratch": scratch, "walls": walls, "problems": lambda: problems(asked["config"]), "gpus": gpus, "all_reduce": lambda: all_reduce(me),
     }.items():
         report[name] = answer(question)
+    if me.local_rank == 0:
+        jobs.remove_caches(os.environ.get("POISE_JOB_CACHE", ""))
     files.write_json(folder / f"node-{me.rank}.json", report)
     return 0
 
@@ -80,9 +82,11 @@ def hdf5(folder: Path) -> bool:
 
 def scratch() -> dict[str, Any]:
     path = Path(os.environ["POISE_JOB_CACHE"])
+    path.mkdir(parents=True, exist_ok=True, mode=0o700)  # the batch script makes it on the first node only
     (path / "probe").write_text("x")
+    free_gb = round(shutil.disk_usage(path).free / 1e9, 1)
     (path / "probe").unlink()
-    return {"path": str(path), "free_gb": round(shutil.disk_usage(path).free / 1e9, 1)}
+    return {"path": str(path), "free_gb": free_gb}
 
 
 def walls() -> dict[str, bool]:
