@@ -1,9 +1,9 @@
 """Whole campaigns designed by a language model behind a real socket, checks included; only the training is left out."""
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
+import random
 import signal
 from concurrent.futures import ProcessPoolExecutor
 from decimal import Decimal
@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 from helpers_campaign import campaign, noop_work
-from helpers_drive import archive_of, write_package
-from llm_server import Answer, Hang, LLMServer, Status
+from helpers_drive import Mortal, archive_of, write_package
+from llm_server import Hang, LLMServer, Status
 from scripted_agent import STORIES, USAGE, VALID, Agent, Story, seed
 
 from poise_hpc import files, orders, replaying, views
@@ -322,3 +322,31 @@ def test_guidance_holds_from_the_next_proposal_on_and_replays(tmp_path):
     target = replaying.create(Campaign.open(opened.root), tmp_path / "again")
     finish(controller(target, None, Replay(target.config.agent, Transcript(target.root / "llm.jsonl", lambda: 0.0))))
     assert replaying.compare(opened, target)["different"] == {}
+
+
+# --- killed at any write
+
+
+def strict(attempt: Path, job: dict[str, Any]) -> dict[str, Any]:
+    """noop jobs; the check fails where the loss has the wrong sign."""
+    if job["kind"] == "check" and "return A * 4 / tau" in (Path(job["package"]) / "algorithm.py").read_text():
+        return {"outcome": Outcome.CANDIDATE_ERROR, "cause": "check-failed", "message": "direction: the loss rises", "payload": {}, "walls": {}}
+    return noop_work(attempt, job)
+
+
+def test_killed_at_any_write_the_campaign_ends_the_same(tmp_path):
+    """A campaign with a sibling, a repair and a rejection; the controller dies before its n-th change of the file system."""
+    agent = Agent({id: Story(**{**vars(s), "trouble": None}) for id, s in FEW.items()})
+    with LLMServer(agent) as server:
+        whole = llm_campaign(tmp_path / "whole", server.url, 4)
+        with Mortal(10**9) as counted:
+            finish(controller(whole, InlineCluster(strict), threads=False))
+        wanted, asked = archive_of(whole.root), len(agent.asked)
+        assert (whole.root / "candidates/c0003/versions/1").is_dir() and wanted["c0003"]["outcome"] == Outcome.SUCCEEDED
+        for at in random.Random(0).sample(range(counted.calls), 7):
+            opened, before = llm_campaign(tmp_path / f"at-{at}", server.url, 4), len(agent.asked)
+            with Mortal(at):
+                finish(controller(opened, InlineCluster(strict), threads=False))
+            finish(controller(Campaign.open(opened.root), InlineCluster(strict), threads=False))
+            assert same(archive_of(opened.root), wanted), at
+            assert len(agent.asked) - before == asked, at  # every reply was asked for once
