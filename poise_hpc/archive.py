@@ -25,9 +25,10 @@ from typing import Any
 import numpy as np
 
 from . import files
+from .agent.novelty import signature
 from .entry import EVALUATION_ROW, SCALARS, Entry
 from .files import CorruptFile
-from .types import EntrySummary, Outcome, PoiseError, Score, candidate_number
+from .types import EntrySummary, Outcome, PoiseError, Proposal, Score, candidate_number
 
 FORMAT = 1
 USER_BLOCK = 512        # bytes before the HDF5 superblock
@@ -72,7 +73,7 @@ def summary(entry: Entry, record_sha256: str | None = None) -> EntrySummary:
         proposer=entry.proposer, mechanisms=tuple(entry.proposal.get("mechanisms", ())),
         score=_score(score) if score else None, behaviour=dict(entry.behaviour), verdict=entry.reflection.get("verdict", ""),
         run_seconds=float(sum((a.get("run_seconds") or 0.0) * a.get("ranks", 1) for a in entry.attempts)), created=entry.created,
-        record_sha256=record_sha256 or _digest(_layout(entry)))
+        record_sha256=record_sha256 or _digest(_layout(entry)), signature=signature(Proposal.from_json(entry.proposal), entry.code))
 
 
 def verify(path: Path) -> list[str]:

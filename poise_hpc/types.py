@@ -130,3 +130,4 @@ class EntrySummary:
     run_seconds: float                # summed over attempts and ranks; queue wait is not in it
     created: str                      # ISO 8601, UTC
     record_sha256: str = ""
+    signature: str = ""               # agent.novelty.signature: two that cannot repeat each other are told apart without their files

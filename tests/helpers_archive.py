@@ -42,7 +42,8 @@ def entry(number: int = 7, **changes: Any) -> Entry:
                                         1: [{"step": 1, "reward": 0.3, "entropy": 1.1}]})
     data = dict(
         id=f"c{number:04d}", name="VM-AV-GRPO", parents=("c0000",), proposer="offline",
-        proposal={"name": "VM-AV-GRPO", "mechanisms": ["validity masking", "analytic variance"], "hypothesis": "sep\u2028arated \U0001f642"},
+        proposal={"name": "VM-AV-GRPO", "parents": ["c0000"], "mechanisms": ["validity masking", "analytic variance"],
+                  "hypothesis": "sep\u2028arated \U0001f642", "description": "", "expected_effect": ""},
         outcome=Outcome.SUCCEEDED, cause="", message="", created="2026-01-01T00:00:00Z", config="train:\n  steps: 3\n",
         code={"algorithm.py": "x = 1  # \u03b8\n", "parts/helper.py": "y = 2\n"}, seeds=(0, 1), versions={"torch": "2.13.0"},
         hashes={"model": "ab" * 32}, pick={"parent": "c0000", "explanation": "only one"},

@@ -3,11 +3,16 @@
 Three tests, against every visible and pending candidate whose mechanisms overlap with the draft's by at least half:
 same mechanisms with the same hyperparameters; the same code up to names, comments and docstrings; nearly the same text.
 It compares what is written, not what it computes: two spellings of one formula pass.
+
+A large archive is not opened for that. Each index row has the candidate's `signature`, three digests; where none of them
+is the draft's, none of the tests can succeed.
 """
 from __future__ import annotations
 
 import ast
+import hashlib
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 
@@ -16,6 +21,7 @@ from ..types import Proposal
 from .base import Context, Draft
 
 TEXT_OVERLAP = 0.9  # share of three-word runs that two proposals have in common
+PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"  # whose syntax trees a signature is made of
 
 
 def check_novelty(draft: Draft, context: Context) -> str | None:
@@ -23,7 +29,7 @@ def check_novelty(draft: Draft, context: Context) -> str | None:
     if banned := sorted(context.vetoed & set(draft.proposal.mechanisms)):
         return f"the researcher has ruled out {', '.join(banned)}"
     mine = hyperparameters(draft.proposal, draft.files)
-    for id, proposal in _neighbours(draft.proposal.mechanisms, context):
+    for id, proposal in _neighbours(draft, context):
         same_mechanisms = set(proposal.mechanisms) == set(draft.proposal.mechanisms)
         files = context.code(id) if draft.files or (same_mechanisms and mine is not None) else {}
         if same_mechanisms and mine is not None and mine == hyperparameters(proposal, files):
@@ -35,15 +41,25 @@ def check_novelty(draft: Draft, context: Context) -> str | None:
     return None
 
 
-def _neighbours(mechanisms: tuple[str, ...], context: Context) -> Iterator[tuple[str, Proposal]]:
-    """Candidates worth opening. Index rows name the mechanisms, so that a large archive is not read whole."""
-    mine = set(mechanisms)
+def _neighbours(draft: Draft, context: Context) -> Iterator[tuple[str, Proposal]]:
+    """Candidates worth opening, by their index rows: alike in mechanisms, and not told apart by their signatures."""
+    mine, signs = set(draft.proposal.mechanisms), signature(draft.proposal, draft.files).split()
     for entry in context.entries:
-        if _overlap(mine, set(entry.mechanisms)) >= 0.5:
+        theirs = entry.signature
+        if (any(sign in theirs for sign in signs[1:]) or not theirs.startswith(signs[0])) and _overlap(mine, set(entry.mechanisms)) >= 0.5:
             yield entry.id, context.proposals[entry.id]
     for id, proposal in context.pending:
         if _overlap(mine, set(proposal.mechanisms)) >= 0.5:
             yield id, proposal
+
+
+def signature(proposal: Proposal, files: Mapping[str, str]) -> str:
+    """What the three tests need to be equal, as digests, after the Python version: mechanisms with hyperparameters, if they are
+    known; the code, if there is any; the numbers in the text. "3.11 r0123... c0123... n0123..."
+    """
+    hyper, numbers = hyperparameters(proposal, files), _numbers(_words(proposal))
+    signs = {"r": hyper and dumps([sorted(set(proposal.mechanisms)), hyper]), "c": files and dumps(fingerprint(files)), "n": dumps(numbers)}
+    return " ".join([PYTHON, *(key + hashlib.sha256(text.encode()).hexdigest()[:16] for key, text in signs.items() if text)])
 
 
 def _overlap(a: set[str], b: set[str]) -> float:
@@ -118,13 +134,16 @@ def _bound(tree: ast.Module) -> Iterator[str]:
 def same_text(a: Proposal, b: Proposal) -> bool:
     """Nearly the same hypothesis and description. A changed number is a change; the ids of parents are not."""
     mine, theirs = _words(a), _words(b)
-    numbers = [sorted(w for w in words if w[0].isdigit()) for words in (mine, theirs)]
-    return bool(mine) and numbers[0] == numbers[1] and _overlap(_runs(mine), _runs(theirs)) >= TEXT_OVERLAP
+    return bool(mine) and _numbers(mine) == _numbers(theirs) and _overlap(_runs(mine), _runs(theirs)) >= TEXT_OVERLAP
 
 
 def _words(proposal: Proposal) -> list[str]:
     text = re.sub(r"\bc\d{4,}\b", "", f"{proposal.hypothesis} {proposal.description}".lower())
     return re.findall(r"\d+(?:\.\d+)?(?:e-?\d+)?|[^\W\d]+", text)
+
+
+def _numbers(words: list[str]) -> list[str]:
+    return sorted(w for w in words if w[0].isdigit())
 
 
 def _runs(words: list[str]) -> set[str]:

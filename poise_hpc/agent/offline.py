@@ -14,6 +14,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from itertools import combinations
 from math import exp
 from statistics import median
@@ -121,14 +122,21 @@ def part_weights(context: Context) -> dict[str, float]:
 def track_record(entries: Sequence[EntrySummary]) -> dict[str, float]:
     """Part -> Overall over the baseline, summed over the entries that have it and divided by their number + 2 (shrinkage:
     one lucky run is not a fact). A failure counts as 5 points lost, once."""
-    base = next((e.score.overall for e in entries if e.id == BASELINE_ID and e.score), None)
-    scores = [e.score.overall for e in entries if e.score]
-    reference = base if base is not None else median(scores) if scores else 0.0
+    reference = next((e.score.overall for e in entries if e.id == BASELINE_ID and e.score), None)
+    if reference is None:
+        scores = [e.score.overall for e in entries if e.score]
+        reference = median(scores) if scores else 0.0
     gains: dict[str, list[float]] = {}
     for entry in entries:
-        for name in set(entry.mechanisms) & parts().keys():
-            gains.setdefault(name, []).append(entry.score.overall - reference if entry.score else -5.0)
+        gain = entry.score.overall - reference if entry.score else -5.0
+        for name in _in_catalogue(entry.mechanisms):
+            gains.setdefault(name, []).append(gain)
     return {name: sum(values) / (len(values) + 2) for name, values in gains.items()}
+
+
+@lru_cache(maxsize=1 << 16)
+def _in_catalogue(mechanisms: tuple[str, ...]) -> frozenset[str]:
+    return frozenset(mechanisms) & parts().keys()
 
 
 def symptoms(context: Context) -> set[str]:
@@ -140,10 +148,14 @@ def symptoms(context: Context) -> set[str]:
 
 def failed_pairs(entries: Sequence[EntrySummary]) -> set[tuple[str, str]]:
     """Pairs of mechanisms seen in failed candidates and in no successful one."""
-    pairs: dict[bool, set[tuple[str, str]]] = {True: set(), False: set()}
-    for entry in entries:
-        pairs[entry.outcome == Outcome.SUCCEEDED].update(combinations(sorted(entry.mechanisms), 2))
-    return pairs[False] - pairs[True]
+    failed = {e.mechanisms for e in entries if e.outcome != Outcome.SUCCEEDED}
+    worked = {e.mechanisms for e in entries if e.outcome == Outcome.SUCCEEDED}
+    return set().union(*map(_pairs, failed)).difference(*map(_pairs, worked))
+
+
+@lru_cache(maxsize=1 << 16)
+def _pairs(mechanisms: tuple[str, ...]) -> frozenset[tuple[str, str]]:
+    return frozenset(combinations(sorted(mechanisms), 2))
 
 
 def write(recipe: Recipe, context: Context) -> Draft:
@@ -184,5 +196,7 @@ def unique_name(recipe: Recipe, context: Context) -> str:
     """Tags of the mechanisms; with a number where another candidate has that name."""
     name = "-".join([part.tag for part in declared(recipe)] + ["GRPO"])
     taken = {e.name for e in context.entries} | {p.name for _, p in context.pending}
-    same = [re.fullmatch(rf"{re.escape(name)}-(\d+)", other) for other in taken]
-    return f"{name}-{max([1] + [int(m[1]) for m in same if m]) + 1}" if name in taken else name
+    if name not in taken:
+        return name
+    same = [re.fullmatch(rf"{re.escape(name)}-(\d+)", other) for other in taken if other.startswith(name)]
+    return f"{name}-{max([1] + [int(m[1]) for m in same if m]) + 1}"

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from ..files import dumps
@@ -46,11 +47,11 @@ class Recipe:
     def key(self) -> str:
         return dumps(self.to_json())
 
-    @property
+    @cached_property
     def values(self) -> dict[str, float]:
         return dict(self.knobs)
 
-    @property
+    @cached_property
     def by_slot(self) -> dict[str, Part]:
         """The part that stands in each slot, GRPO's where nothing else does."""
         own = {parts()[name].slot: parts()[name] for name in self.chosen}
