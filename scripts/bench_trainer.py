@@ -91,7 +91,7 @@ def prepare(name: str, cache: Path) -> tuple[Any, Path]:
     if not folder.exists():
         torch.manual_seed(0)
         transformers.Qwen2ForCausalLM(transformers.Qwen2Config(
-            vocab_size=workload.vocabulary, hidden_size=d, intermediate_size=d * 8 // 3, num_hidden_layers=layers, num_attention_heads=heads,
+            vocab_size=workload.vocabulary, hidden_size=d, intermediate_size=d * 11 // 4, num_hidden_layers=layers, num_attention_heads=heads,
             num_key_value_heads=heads, max_position_embeddings=128, tie_word_embeddings=True, bos_token_id=None, eos_token_id=None,
             pad_token_id=0)).save_pretrained(folder)
     return Fixed(workload), folder
@@ -107,7 +107,7 @@ def ours(name: str, task: Any, folder: Path, threads: int) -> Any:
     from poise_hpc import config as configuration
     from poise_hpc.algorithms.grpo import GRPO
     from poise_hpc.rollout.hf_engine import HFEngine
-    from poise_hpc.training import engine
+    from poise_hpc.training import engine, process
     from poise_hpc.training.loop import Trainer
     from poise_hpc.training.policy import Policy
 
@@ -115,10 +115,8 @@ def ours(name: str, task: Any, folder: Path, threads: int) -> Any:
     workload = WORKLOADS[name]
     config = configuration.parse({"rollout": {"prompts": PROMPTS, "group_size": GROUP}, "train": {
         "steps": 1000, "epochs": workload.epochs, "minibatches": workload.minibatches, "learning_rate": LEARNING_RATE}})
-    ranks = engine.start(threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False
-    transformers.logging.set_verbosity_error()
+    process.set_up(threads)
+    ranks = engine.start()
     policy = Policy(transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), 1.0)
     learner = engine.Engine(policy, config.train, "float32", ranks)
     trainer = Trainer(config, 0, task, GRPO(), learner, HFEngine(learner.full_model()), None, ranks, {})

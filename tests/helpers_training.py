@@ -69,7 +69,8 @@ def start_alone() -> None:
     from poise_hpc.training import engine
 
     os.environ.update(rendezvous(0, 1, free_port()))
-    engine.start(1)
+    torch.set_num_threads(1)
+    engine.start()
 
 
 def rendezvous(rank: int, world: int, port: int) -> dict[str, str]:
@@ -158,9 +159,10 @@ def write_job(folder: Path, conf: config.Config, name: str = "train-s0-1", resum
 
 
 def main_ranks(out: str) -> None:
-    from poise_hpc.training import engine
+    from poise_hpc.training import engine, process
 
-    ranks, results = engine.start(1), {}
+    process.set_up(1)
+    ranks, results = engine.start(), {}
     for stage in range(4):
         # One rank: everything in one microbatch. Two ranks: pieces of at most 20 tokens, cut inside groups.
         conf = make_config({"zero_stage": stage, "microbatch_tokens": 65536 if ranks.world == 1 else 20})

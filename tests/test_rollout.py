@@ -5,7 +5,7 @@ import pytest
 import torch
 from helpers_models import tiny_model
 
-from poise_hpc.rollout import conformance
+from poise_hpc.rollout import attention, conformance
 from poise_hpc.rollout.base import philox, stream_key, uniforms
 from poise_hpc.rollout.hf_engine import HFEngine, finish, left_pad, sample
 from poise_hpc.types import PoiseError
@@ -84,12 +84,31 @@ def test_dropout_is_off_while_sampling_and_the_mode_is_kept():
     assert a.logp.equal(b.logp) and model.training
 
 
+@pytest.mark.parametrize("left", [range(6), [1, 4, 5]], ids=["all", "some finished"])
+def test_decoding_attention_is_softmax_over_prompt_and_completion(left):
+    """Against the formula, for 2 prompts of 4 and 2 tokens, 3 rows each, 4 heads that share 2 key-value heads."""
+    draw = torch.Generator().manual_seed(0)
+    q, k, v = torch.randn(6, 4, 1, 8, generator=draw), *torch.randn(2, 6, 2, 3, 8, generator=draw)
+    pk, pv = torch.randn(2, 2, 2, 4, 8, generator=draw)
+    mask = torch.tensor([[True, True, True, True], [False, False, True, True]])
+    row = torch.tensor(left)
+    prompts = attention.Prompts([(pk, pv)], mask, 3, row)
+    module = type("Layer", (), {"layer_idx": 0})()
+    out, _ = attention.attention(module, q[row], k[row], v[row], None, scaling=0.5, prompts=prompts)
+    for b, i in enumerate(left):
+        for head in range(4):
+            keys = torch.cat([pk[i // 3, head // 2][mask[i // 3]], k[i, head // 2]])
+            values = torch.cat([pv[i // 3, head // 2][mask[i // 3]], v[i, head // 2]])
+            torch.testing.assert_close(out[b, 0, head], (0.5 * keys @ q[i, head, 0]).softmax(0) @ values)
+
+
 def test_bad_input_is_named():
     model = tiny_model("gpt2")
     with pytest.raises(ValueError, match="2 prompts and 1 keys"):
         HFEngine(model).generate([[2], [3]], 2, keys=[0], **ARGUMENTS)
     with pytest.raises(ValueError, match="empty prompt"):
         left_pad([[2], []], torch.device("cpu"))
+    model = tiny_model("gpt2")
     model.config.layer_types = ["full_attention", "sliding_attention"]
     with pytest.raises(PoiseError, match="sliding_attention"):
         HFEngine(model).generate([[2]], 2, keys=[0], **ARGUMENTS)

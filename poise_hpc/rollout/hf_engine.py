@@ -1,8 +1,8 @@
 """Rollouts with any transformers causal LM: a decoding loop over a key-value cache.
 
-What it saves against `model.generate`, all of it exact: a prompt is computed once per group, then its cache is
-repeated; no attention mask where all prompts are of one length; cache buffers of their final size; finished rows leave
-the batch; logits of the last position only; one uniform per token, drawn beforehand.
+What it saves against `model.generate`, all of it exact: a prompt is computed and kept once per group; no attention masks;
+cache buffers of their final size; finished rows leave the batch; logits of the last position only; one uniform per
+token, drawn beforehand.
 
 Not covered: several devices, sliding-window and linear-attention layers, stop strings.
 """
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from . import attention
 from .base import Rollouts, uniforms
-from .kv_cache import buffer_cache
+from .kv_cache import BufferLayer
 
 COMPACT = 0.8  # finished rows leave once at most this share of the batch is alive: copying the cache costs, too
 
@@ -50,22 +50,24 @@ class HFEngine:
     def _decode(self, prompts: Sequence[Sequence[int]], n: int, temperature: float, eos_id: int,
                 uniform: object) -> tuple[Tensor, Tensor]:
         """Tokens and log-probs (len(prompts) * n, max_new_tokens); what follows an end token is arbitrary."""
+        from transformers.cache_utils import Cache
+
         device = self.model.device
         u = torch.as_tensor(uniform, device=device)
         N, T = u.shape
         tokens, logp = torch.zeros(N, T, dtype=torch.long, device=device), torch.zeros(N, T, device=device)
         x, mask = left_pad(prompts, device)
-        cache = buffer_cache(self.model, x.shape[1] + T)
-        position = None if mask is None else (mask.cumsum(1) - 1).clamp(min=0)
-        out = self.model(input_ids=x, attention_mask=mask, position_ids=position, past_key_values=cache, logits_to_keep=1)
+        position = torch.arange(x.shape[1], device=device)[None] if mask is None else (mask.cumsum(1) - 1).clamp(min=0)
+        out = self.model(input_ids=x, attention_mask=mask, position_ids=position, use_cache=True, logits_to_keep=1)
 
-        rows = torch.arange(N, device=device)          # of the result: the rows still in the batch
+        rows = torch.arange(N, device=device)   # of the result: the rows still in the batch
+        shared = attention.Prompts([(layer.keys, layer.values) for layer in out.past_key_values.layers],
+                                   None if mask is None else mask.bool(), n, rows)
+        cache = Cache(layers=[BufferLayer(T) for _ in shared.layers])
+        position = position[:, -1].expand(len(prompts))[rows // n, None]
         logits = out.logits[rows // n, -1]
-        for layer in cache.layers:
-            layer.select(rows // n)
-        if mask is not None:
-            mask, position = mask[rows // n], position[rows // n, -1:]
         alive = torch.ones(N, dtype=torch.bool, device=device)
+        unmasked = torch.ones(1, 1, 1, 1, device=device)  # four dimensions: transformers makes no mask of its own
         for t in range(T):
             token, token_logp = sample(logits, temperature, u[rows, t])
             tokens[rows, t], logp[rows, t] = token, token_logp
@@ -75,15 +77,13 @@ class HFEngine:
                 break
             if left <= COMPACT * len(rows):
                 keep = alive.nonzero().squeeze(1)
-                rows, token, alive = rows[keep], token[keep], alive[keep]
+                rows, token, position, alive = rows[keep], token[keep], position[keep], alive[keep]
+                shared.row = rows
                 for layer in cache.layers:
                     layer.select(keep)
-                if mask is not None:
-                    mask, position = mask[keep], position[keep]
-            if mask is not None:
-                mask, position = torch.cat([mask, mask.new_ones(len(rows), 1)], 1), position + 1
-            logits = self.model(input_ids=token[:, None], attention_mask=mask, position_ids=position,
-                                past_key_values=cache).logits[:, -1]
+            position = position + 1
+            logits = self.model(input_ids=token[:, None], attention_mask=unmasked, position_ids=position,
+                                past_key_values=cache, use_cache=True, prompts=shared).logits[:, -1]
         return tokens, logp
 
 

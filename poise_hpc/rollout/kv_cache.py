@@ -1,17 +1,15 @@
 """A key-value cache in buffers of their final size: decoding writes in place, where a growing cache copies itself
-at every token. For models whose every layer attends to the whole past.
+at every token.
 """
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
-from transformers.cache_utils import Cache, CacheLayerMixin
-
-from ..types import PoiseError
+from torch import Tensor
+from transformers.cache_utils import CacheLayerMixin
 
 
 class BufferLayer(CacheLayerMixin):
-    """One layer's keys and values, (rows, heads, capacity, head size), of which `used` positions are filled."""
+    """One layer's keys and values of the completions, (rows, heads, capacity, size), of which `used` positions are filled."""
 
     def __init__(self, capacity: int):
         super().__init__()
@@ -33,9 +31,12 @@ class BufferLayer(CacheLayerMixin):
         return self.keys[:, :, :end], self.values[:, :, :end]
 
     def select(self, rows: Tensor) -> None:
-        """Keep (or repeat) these rows; only what is filled is copied."""
-        keys, values, self.is_initialized = self.keys[:, :, :self.used], self.values[:, :, :self.used], False
-        self.lazy_initialization(keys[:1].expand(len(rows), -1, -1, -1), values[:1])
+        """Keep these rows; only what is filled is copied."""
+        if self.used == 0:
+            return
+        keys, values = self.keys[:, :, :self.used], self.values[:, :, :self.used]
+        self.keys = self.keys.new_empty(len(rows), *self.keys.shape[1:])
+        self.values = self.values.new_empty(len(rows), *self.values.shape[1:])
         torch.index_select(keys, 0, rows, out=self.keys[:, :, :self.used])
         torch.index_select(values, 0, rows, out=self.values[:, :, :self.used])
 
@@ -47,12 +48,3 @@ class BufferLayer(CacheLayerMixin):
 
     def get_max_length(self) -> int:
         return -1  # `capacity` is ours: transformers would size masks by it
-
-
-def buffer_cache(model: nn.Module, capacity: int) -> Cache:
-    """An empty cache of `capacity` positions for `model`."""
-    kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])
-    if kinds != {"full_attention"}:
-        raise PoiseError(f"{type(model).__name__} has layers of kind {', '.join(sorted(kinds))}; the transformers rollout engine "
-                         f"wants full attention in every layer. Choose another model, or `rollout.engine: vllm`")
-    return Cache(layers=[BufferLayer(capacity) for _ in range(model.config.num_hidden_layers)])

@@ -19,13 +19,12 @@ from ..types import PoiseError
 from .ranks import Ranks
 
 
-def start(threads: int) -> Ranks:
+def start() -> Ranks:
     """Join the ranks of this job, as RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT say."""
     missing = [name for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:  # DeepSpeed would look for MPI
         raise PoiseError(f"{', '.join(missing)} not set: the job's supervisor sets them; for one process by hand: RANK=0 LOCAL_RANK=0 "
                          "WORLD_SIZE=1 MASTER_ADDR=127.0.0.1 MASTER_PORT=29500")
-    torch.set_num_threads(threads)
     _quiet_import().init_distributed(verbose=False)
     return Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size())
 

@@ -19,11 +19,12 @@ from ..types import PoiseError
 
 
 def run(job: dict[str, Any], attempt_dir: Path) -> dict[str, Any]:
-    from . import checkpoint, engine
+    from . import checkpoint, engine, process
 
     config, total = configuration.parse(job["config"]), job["config"]["train"]["steps"]
     worker.progress("load", 0, total)
-    ranks = engine.start(job["threads"])
+    process.set_up(job["threads"])
+    ranks = engine.start()
     trainer = make_trainer(config, job, ranks)
     recipe = recipe_of(config, job, ranks.world)
     done = checkpoint.resume(attempt_dir, [Path(p) for p in job["resume"]], recipe, trainer.engine, ranks)
@@ -73,11 +74,6 @@ def make_trainer(config: Config, job: dict[str, Any], ranks: Any) -> Any:
 
     if config.rollout.engine != "hf":
         raise PoiseError(f"rollout.engine {config.rollout.engine!r} is not available here; 'hf' is")
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # it fills every new buffer with NaN, for debugging
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-
     def policy() -> Policy:
         model, info = transformers.AutoModelForCausalLM.from_pretrained(
             job["model"], dtype=getattr(torch, config.model.dtype), output_loading_info=True)
