@@ -203,7 +203,7 @@ class Controller:
         limit = self.campaign.config.jobs.infra_retries
         author = isinstance(self.proposer, Author) and candidate.proposal().proposer.startswith("llm:")
         stage = next_stage(candidate.stage, outcome, infra_errors=limit, limit=limit, author=author)
-        failed = [a for a in candidate.attempts if a.stage == candidate.stage and a.version == candidate.version and a.outcome == outcome]
+        failed = [a for a in candidate.attempts if a.stage == candidate.stage and a.outcome == outcome]
         if stage == Stage.HELD:
             self.hold(candidate, failed[0])
         else:
