@@ -19,8 +19,8 @@ from .types import BASELINE_ID, EntrySummary
 KINDS = ("directive", "idea", "pin", "veto")
 FILE = "guidance.jsonl"
 OBJECTIVES = {  # words of a directive -> what U_pareto then looks at as well; less of it is better
-    "length": re.compile(r"\b(short|concis|brief|compact|terse|length|verbos)", re.I),
-    "cost": re.compile(r"\b(cheap|cost|fast|quick|runtime|wall.?clock|gpu.?hours)", re.I)}
+    "length": re.compile(r"\b(short|concis|brief|compact|terse|length|verbos)", re.IGNORECASE),
+    "cost": re.compile(r"\b(cheap|cost|fast|quick|runtime|wall.?clock|gpu.?hours)", re.IGNORECASE)}
 
 
 @dataclass(frozen=True)
