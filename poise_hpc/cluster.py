@@ -226,7 +226,16 @@ class SlurmCluster:
 
     def alive(self, submitted: Sequence[Submitted]) -> Mapping[Path, News]:
         self.queue.ask(submitted)
-        return {job.attempt: self.queue.news(job) for job in submitted}
+        return {job.attempt: self._withdrawn(job, self.queue.news(job)) for job in submitted}
+
+    def _withdrawn(self, job: Submitted, news: News) -> News:
+        """A job that Slurm holds for good is taken out of the queue before it counts as gone: nobody else would."""
+        if isinstance(news, Gone) and (seen := self.queue.find(job)) and seen.launch_failed:
+            try:
+                self.call(["scancel", seen.id])
+            except SchedulerSilent:
+                return None
+        return news
 
     def cancel(self, submitted: Sequence[Submitted]) -> None:
         """Take what waits out of the queue; ask what runs to save and end (its supervisors kill what does not within a minute:

@@ -55,6 +55,15 @@ class Seen:
     def index(self) -> int | None:
         return int(self.id.rpartition("_")[2]) if "_" in self.id else None
 
+    @property
+    def launch_failed(self) -> bool:
+        """Requeued and held after a node could not start it: Slurm never tries again by itself."""
+        return self.state == "PENDING" and LAUNCH_FAILED.search(self.reason) is not None
+
+    @property
+    def over(self) -> bool:
+        return self.state in FINAL or self.launch_failed
+
 
 class SchedulerSilent(Exception):
     """A scheduler command failed or did not answer: no news."""
@@ -66,6 +75,7 @@ FINAL = {
     "NODE_FAIL": (Outcome.INFRA_ERROR, "node-fail"), "BOOT_FAIL": (Outcome.INFRA_ERROR, "node-fail"),
     "OUT_OF_MEMORY": (Outcome.INFRA_ERROR, "out-of-memory"), "CANCELLED": (Outcome.INFRA_ERROR, "cancelled"),
     "FAILED": (Outcome.INFRA_ERROR, "failed"), "COMPLETED": (Outcome.INFRA_ERROR, "no-result"), "REVOKED": (Outcome.INFRA_ERROR, "cancelled")}
+LAUNCH_FAILED = re.compile(r"launch.failed.requeued.held", re.IGNORECASE)
 # Reasons for which a job waits until somebody does something about it.
 STUCK = re.compile(r"held|NeverSatisfied|BadConstraints|PartitionTimeLimit|PartitionNodeLimit|PartitionDown|PartitionInactive|"
                    r"InvalidAccount|InvalidQOS|AccountNotAllowed|QOSNotAllowed", re.IGNORECASE)
@@ -93,11 +103,13 @@ class Queue:
 
     def news(self, job: Submitted) -> News:
         seen, now = self.find(job), self.clock()
-        if seen is not None and seen.state not in FINAL:
+        if seen is not None and not seen.over:
             return True
         since = self._missing.get(job.attempt)
         if since is None or now - since < self.lag_s:
             return None  # its result may be on the way through NFS; a node failure is followed by a requeue
+        if seen is not None and seen.launch_failed:
+            return Gone(Outcome.INFRA_ERROR, "launch-failed", f"Slurm: job {seen.id} could not be launched: {seen.reason}")
         if seen is not None:
             return ended(job, seen.id, seen.state)
         if job.job_id is None:
@@ -138,7 +150,7 @@ class Queue:
         self._jobs = {seen.id: seen for seen in lines if seen.name.startswith(self.prefix)}
         for job in jobs:
             seen = self.find(job)
-            if seen is None or seen.state in FINAL:
+            if seen is None or seen.over:
                 self._miss(job.attempt)
             else:
                 self._found(job, seen)

@@ -83,7 +83,7 @@ class Controlled:
         self.folder = folder
         for name, data in {"config.json": settings(candidates), "site.json": site}.items():
             (folder.parent / name).write_text(json.dumps(data))
-        self.env = cluster.env | {"PYTHONPATH": NOOP, "OMP_NOOP_STEP_S": "0.5", "OMP_NUM_THREADS": "1", "POISE_CACHE_DIR": str(folder.parent / "cache")}
+        self.env = cluster.env | {"PYTHONPATH": NOOP, "OMP_NOOP_STEP_S": "1", "OMP_NUM_THREADS": "1", "POISE_CACHE_DIR": str(folder.parent / "cache")}
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -107,6 +107,7 @@ class Disturbance:
     def __init__(self, cluster: VirtualCluster, controlled: Controlled, rng: random.Random):
         self.cluster, self.controlled, self.rng = cluster, controlled, rng
         self.later: list[tuple[float, Callable[[], None]]] = []
+        self.most_running = 0
 
     def kinds(self) -> dict[str, Callable[[], str]]:
         return {"preempted": self.preempt, "requeued": self.requeue, "warned": self.warn, "slurmd killed": self.slurmd,
@@ -114,9 +115,11 @@ class Disturbance:
 
     def running(self) -> list[str]:
         try:
-            return self.cluster.run("squeue", "--noheader", "--array", "--states=RUNNING", "--partition=low", "--format=%i").split()
+            jobs = self.cluster.run("squeue", "--noheader", "--array", "--states=RUNNING", "--partition=low", "--format=%i").split()
         except (AssertionError, subprocess.TimeoutExpired):
             return []  # slurmctld is away
+        self.most_running = max(self.most_running, len(jobs))
+        return jobs
 
     def on_a_job(self, *command: str) -> str:
         if not (jobs := self.running()):
@@ -153,8 +156,13 @@ class Disturbance:
             os.kill(self.cluster.pid(name), number)
         except (OSError, ValueError):
             return False  # it is away already
-        self.later.append((time.monotonic() + away_s, lambda: void(self.cluster.script("start"))))
+        self.later.append((time.monotonic() + away_s, self.administrator))
         return True
+
+    def administrator(self) -> None:
+        """Starts what is down, and gives drained nodes back (Slurm drains one that it could not launch a job on)."""
+        self.cluster.script("start")
+        subprocess.run(["scontrol", "update", f"nodename={','.join(self.nodes())}", "state=resume"], env=self.cluster.env, capture_output=True, timeout=60)
 
     def controller(self) -> str:
         if self.controlled.ended() is not None:
@@ -169,10 +177,6 @@ class Disturbance:
         self.later = [(when, act) for when, act in self.later if when > time.monotonic()]
         for act in due:
             act()
-
-
-def void(_: object) -> None:
-    pass
 
 
 def disturbed(cluster: VirtualCluster, folder: Path, candidates: int, instants: int, seed: int, limit_s: float, say: Callable[[str], None]) -> Counter[str]:
@@ -192,6 +196,7 @@ def disturbed(cluster: VirtualCluster, folder: Path, candidates: int, instants: 
             controlled.start()  # a scheduler that is away while the controller starts, say: a person, or cron, starts it again
             done["controller ended"] += 1
         if sum(done.values()) - done["controller ended"] < instants and time.monotonic() >= next_s:
+            wrong.running()
             name, act = rng.choice(sorted(wrong.kinds().items()))
             if what := act():
                 done[name] += 1
@@ -203,6 +208,7 @@ def disturbed(cluster: VirtualCluster, folder: Path, candidates: int, instants: 
     while wrong.later:
         wrong.tidy()
         time.sleep(0.2)
+    say(f"at most {wrong.most_running} jobs ran at a time")
     return done
 
 
@@ -213,12 +219,13 @@ def judge(cluster: VirtualCluster, folder: Path, wanted: dict[str, Any]) -> dict
     # A unit is done twice if two attempts at it succeeded: the second should not have been submitted.
     succeeded = Counter((id, a.stage, a.unit) for id in opened.ids() for a in opened.load(id).attempts if a.outcome is Outcome.SUCCEEDED)
     archived = Counter(line.split()[1] for line in (folder / "events.log").read_text().splitlines() if line.split()[2] == "archived")
+    results = [a.result for id in opened.ids() for a in opened.load(id).attempts if a.result]
     queued = cluster.run("squeue", "--noheader", "--array", "--partition=low,main", "--format=%i %T %j").splitlines()
     return {"lost": sorted(wanted.keys() - found.keys()), "doubled": [str(k) for k, n in succeeded.items() if n > 1] + [id for id, n in archived.items() if n > 1],
             "orphaned": queued + [line for line in processes(cluster.conf) if str(folder) in line],
             "different": sorted(id for id in wanted.keys() & found.keys() if wanted[id] != found[id]) + sorted(found.keys() - wanted.keys()),
-            "records": len(found), "attempts": sum(len(opened.load(id).attempts) for id in opened.ids()),
-            "outcomes": dict(Counter(f"{a.outcome}:{a.result['cause']}" for id in opened.ids() for a in opened.load(id).attempts if a.result))}
+            "records": len(found), "attempts": len(results), "restarted": sum(r.get("restart", 0) > 0 for r in results),
+            "outcomes": dict(Counter(" ".join(filter(None, (r["outcome"], r["cause"]))) for r in results))}
 
 
 def main() -> int:

@@ -263,10 +263,36 @@ def test_queries_of_an_hour_with_500_jobs(slurm, tmp_path):
 
 def test_a_job_that_will_not_start_is_told_once(slurm, tmp_path):
     fake, one = cluster(slurm), job(tmp_path)
-    for reason in ("Priority", "PartitionTimeLimit", "PartitionTimeLimit", "launch failed requeued held"):
+    for reason in ("Priority", "PartitionTimeLimit", "PartitionTimeLimit", "JobHeldAdmin"):
         slurm.queue = line("7", "PENDING", reason=reason)
         assert after(slurm, 30, fake, one) is True
-    assert [text.partition(": ")[2].partition(".")[0] for text in slurm.told] == ["PartitionTimeLimit", "launch failed requeued held"]
+    assert [text.partition(": ")[2].partition(".")[0] for text in slurm.told] == ["PartitionTimeLimit", "JobHeldAdmin"]
+
+
+@pytest.mark.parametrize("reason", ["launch failed requeued held", "launch_failed_requeued_held"])
+def test_a_job_that_slurm_holds_after_a_failed_launch_is_taken_back(slurm, tmp_path, reason):
+    """Seen when slurmctld is killed right after it started a job: nobody releases it, so it is cancelled and repeated."""
+    fake, one = cluster(slurm), job(tmp_path, index=1, id="7_1")
+    slurm.queue = line("7_1", "PENDING", reason=reason)
+    assert news(fake, one) is None and slurm.cancelled == []
+    gone = after(slurm, 60, fake, one)
+    assert (gone.outcome, gone.cause) == (Outcome.INFRA_ERROR, "launch-failed") and slurm.cancelled == [["7_1"]]
+
+
+def test_a_held_job_counts_as_gone_only_when_it_is_cancelled(slurm, tmp_path):
+    away = [True]
+
+    def call(arguments):
+        if arguments[0] == "scancel" and away:
+            raise SchedulerSilent("Unable to contact slurm controller")
+        return slurm(arguments)
+
+    fake, one = SlurmCluster(site.parse({"poll_s": 30}), PREFIX, call, lambda: slurm.now), job(tmp_path)
+    slurm.queue = line("7", "PENDING", reason="launch failed requeued held")
+    news(fake, one)
+    assert after(slurm, 60, fake, one) is None
+    away.clear()
+    assert after(slurm, 1, fake, one).cause == "launch-failed"
 
 
 # --- cancel
