@@ -71,4 +71,4 @@ def objectives(directive: str | None) -> tuple[str, ...]:
 
 def barred(said: Guidance, entries: Iterable[EntrySummary]) -> frozenset[str]:
     """Entries that a veto keeps from being parents. The baseline never: something must remain."""
-    return frozenset(e.id for e in entries if e.id != BASELINE_ID and said.vetoed & {e.id, *e.mechanisms})
+    return frozenset(e.id for e in entries if e.id != BASELINE_ID and said.vetoed & {e.id, *e.mechanisms}) if said.vetoed else frozenset()

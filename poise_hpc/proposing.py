@@ -6,6 +6,7 @@ finished first or what was killed. A wider window keeps more slots busy, on olde
 """
 from __future__ import annotations
 
+import bisect
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -115,7 +116,8 @@ class Proposing:
         from .selection.references import choose_references
 
         campaign, search, number = self.campaign, self.campaign.config.search, candidate_number(id)
-        entries = tuple(e for e in self.archive.entries if candidate_number(e.id) <= horizon)
+        visible = bisect.bisect_right(self.archive.entries, horizon, key=lambda e: candidate_number(e.id))
+        entries = tuple(self.archive.entries[:visible])
         since = number
         while since > 1 and campaign.proposal(candidate_id(since - 1)).proposer == "person":
             since -= 1
@@ -183,8 +185,7 @@ def exhausted(campaign: Campaign, archive: ArchiveView, active: Mapping[str, Can
         return f"draining; `poise-hpc drain --off {campaign.root}` ends it"
     if budget.wall_clock_min is not None and now - campaign.meta["created"] > 60 * budget.wall_clock_min:
         return f"the campaign is older than its budget of {budget.wall_clock_min:g} minutes"
-    hours = run_hours(archive, active)
-    if budget.run_hours is not None and hours >= budget.run_hours:
+    if budget.run_hours is not None and (hours := run_hours(archive, active)) >= budget.run_hours:
         return f"{hours:.2f} of {budget.run_hours:g} run hours are used"
     if count - 1 - added(archive, active) >= search.candidates:
         return f"all {search.candidates} candidates are proposed"

@@ -84,9 +84,10 @@ def _spread(scores: Sequence[Score]) -> tuple[np.ndarray, np.ndarray]:
 
 def pooled_sd(scores: Sequence[Score]) -> float | None:
     """Standard deviation of one seed's Overall, pooled over entries; None if no entry has two seeds."""
-    if not scores:
-        return None
-    n, squares = _spread(scores)
+    return _pooled(*_spread(scores)) if scores else None
+
+
+def _pooled(n: np.ndarray, squares: np.ndarray) -> float | None:
     freedom = int((n - 1).sum())
     return float(np.sqrt(squares.sum() / freedom)) if freedom else None
 
@@ -101,8 +102,20 @@ def standard_errors(scores: Sequence[Score], pooled: float | None) -> np.ndarray
     """
     if not scores or pooled is None:
         return np.zeros(len(scores))
-    n, squares = _spread(scores)
+    return _errors(*_spread(scores), pooled)
+
+
+def _errors(n: np.ndarray, squares: np.ndarray, pooled: float) -> np.ndarray:
     return np.sqrt((PRIOR_SEEDS * pooled**2 + squares) / (PRIOR_SEEDS + n - 1) / n)
+
+
+def seed_noise(scores: Sequence[Score]) -> tuple[np.ndarray, float | None]:
+    """(`standard_errors` (N,), `pooled_sd`), at one pass over the seeds."""
+    if not scores:
+        return np.zeros(0), None
+    n, squares = _spread(scores)
+    pooled = _pooled(n, squares)
+    return (np.zeros(len(scores)) if pooled is None else _errors(n, squares, pooled)), pooled
 
 
 def lower_confidence(scores: Sequence[Score], pooled: float | None, deviations: float = 1.0) -> np.ndarray:

@@ -43,10 +43,12 @@ def check_novelty(draft: Draft, context: Context) -> str | None:
 
 def _neighbours(draft: Draft, context: Context) -> Iterator[tuple[str, Proposal]]:
     """Candidates worth opening, by their index rows: alike in mechanisms, and not told apart by their signatures."""
-    mine, signs = set(draft.proposal.mechanisms), signature(draft.proposal, draft.files).split()
+    mine = set(draft.proposal.mechanisms)
+    a, b, c = (signature(draft.proposal, draft.files).split()[1:] + ["none", "none"])[:3]
     for entry in context.entries:
-        theirs = entry.signature
-        if (any(sign in theirs for sign in signs[1:]) or not theirs.startswith(signs[0])) and _overlap(mine, set(entry.mechanisms)) >= 0.5:
+        theirs = entry.signature  # written out: this runs for every entry of the archive
+        if ((a in theirs or b in theirs or c in theirs or not theirs.startswith(PYTHON))
+                and _overlap(mine, set(entry.mechanisms)) >= 0.5):
             yield entry.id, context.proposals[entry.id]
     for id, proposal in context.pending:
         if _overlap(mine, set(proposal.mechanisms)) >= 0.5:

@@ -15,9 +15,11 @@ import random
 import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from itertools import combinations
+from itertools import chain, combinations
 from math import exp
 from statistics import median
+
+import numpy as np
 
 from ..types import BASELINE_ID, EntrySummary, Outcome, PoiseError, Proposal, Reflection
 from . import reflect as rules
@@ -126,17 +128,19 @@ def track_record(entries: Sequence[EntrySummary]) -> dict[str, float]:
     if reference is None:
         scores = [e.score.overall for e in entries if e.score]
         reference = median(scores) if scores else 0.0
-    gains: dict[str, list[float]] = {}
-    for entry in entries:
-        gain = entry.score.overall - reference if entry.score else -5.0
-        for name in _in_catalogue(entry.mechanisms):
-            gains.setdefault(name, []).append(gain)
-    return {name: sum(values) / (len(values) + 2) for name, values in gains.items()}
+    # By the column: sums over 10,000 entries, for every proposal. bincount adds in the order of the entries.
+    gain = np.array([e.score.overall - reference if e.score else -5.0 for e in entries])
+    having = [_in_catalogue(e.mechanisms) for e in entries]
+    number = np.fromiter(map(len, having), int, len(having))
+    part, weight = np.fromiter(chain.from_iterable(having), int, int(number.sum())), np.repeat(gain, number)
+    count, total = np.bincount(part, minlength=len(parts())), np.bincount(part, weight, len(parts()))
+    return {name: float(total[i] / (count[i] + 2)) for i, name in enumerate(parts()) if count[i]}
 
 
 @lru_cache(maxsize=1 << 16)
-def _in_catalogue(mechanisms: tuple[str, ...]) -> frozenset[str]:
-    return frozenset(mechanisms) & parts().keys()
+def _in_catalogue(mechanisms: tuple[str, ...]) -> tuple[int, ...]:
+    """Places in the catalogue, each once."""
+    return tuple(i for i, name in enumerate(parts()) if name in mechanisms)
 
 
 def symptoms(context: Context) -> set[str]:

@@ -22,7 +22,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..config import Acquisition
-from ..types import EntrySummary, PoiseError, candidate_number
+from ..types import EntrySummary, PoiseError, by_number, candidate_number
 from . import features
 from .descendants import Lineage, lineage
 from .features import Table
@@ -51,7 +51,7 @@ def choose_parent(entries: Sequence[EntrySummary], pending: Sequence[tuple[str, 
     `pending`: (id, parents) of candidates that are proposed and not archived. `barred`: entries that are evidence, but
     no parents. `objectives`: of `features.OBJECTIVES`, beside the benchmarks in U_pareto ("poise" only).
     """
-    ordered = sorted(entries, key=lambda e: candidate_number(e.id))
+    ordered = by_number(entries)
     scored = Table.of(ordered)
     allowed = np.array([i for i, e in enumerate(scored.entries) if e.id not in barred], int)
     if not allowed.size:

@@ -31,18 +31,22 @@ def lineage(entries: Sequence[EntrySummary], lower: np.ndarray, overall: np.ndar
     """
     count = len(entries)
     place = {e.id: i for i, e in enumerate(entries)}
-    edges = [(place[p], i) for i, e in enumerate(entries) for p in e.parents if p in place]
-    parent, child = (np.array(edges, int) if edges else np.zeros((0, 2), int)).T
-    depth = np.zeros(count, int)
-    for p, c in edges:  # parents stand first, so theirs is final
-        depth[c] = max(depth[c], depth[p] + 1)
+    up, down, depths = [], [], [0] * count
+    for i, e in enumerate(entries):
+        for p in e.parents:
+            if (above := place.get(p)) is not None:
+                up.append(above)
+                down.append(i)
+                depths[i] = max(depths[i], depths[above] + 1)  # parents stand first, so theirs is final
+    parent, child, depth = (np.array(column, int) for column in (up, down, depths))
 
     # (ancestor, descendant) pairs, one generation after the other: each pair's ancestor is replaced by its parents.
     starts = np.searchsorted(child, np.arange(count + 1))
     pairs, gains = [np.zeros(0, int)], [np.zeros(0)]
     up, down = parent, child
     for generation in range(GENERATIONS):
-        pair = np.unique(up * count + down)  # several ways of one length
+        pair = np.sort(up * count + down)
+        pair = pair[np.diff(pair, prepend=-1) > 0]  # several ways of one length
         if not pair.size:
             break
         up, down = np.divmod(pair, count)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..stats import pooled_sd, standard_errors
+from ..stats import seed_noise
 from ..types import EntrySummary
 
 OBJECTIVES = {  # less is better; None: not known
@@ -28,8 +28,8 @@ class Table:
     def of(cls, entries: Sequence[EntrySummary]) -> Table:
         scored = [e for e in entries if e.score is not None]
         scores = [e.score for e in scored]
-        pooled = pooled_sd(scores)
-        return cls(scored, np.array([s.overall for s in scores]), standard_errors(scores, pooled), pooled or 1.0)
+        error, pooled = seed_noise(scores)
+        return cls(scored, np.array([s.overall for s in scores]), error, pooled or 1.0)
 
     @property
     def lower(self) -> np.ndarray:
@@ -39,7 +39,7 @@ class Table:
         return len(self.entries)
 
     def take(self, rows: np.ndarray) -> Table:
-        return Table([self.entries[i] for i in rows], self.overall[rows], self.error[rows], self.noise)
+        return Table([self.entries[i] for i in rows.tolist()], self.overall[rows], self.error[rows], self.noise)
 
     def benchmarks(self) -> np.ndarray:
         """(N, D) lower confidence per benchmark, over those that all entries have; (N, 1) `lower` if there is none.
@@ -126,4 +126,5 @@ def diversity(table: Table) -> np.ndarray:
     apart = distances(table.behaviour())
     pair = 0.5 * jaccard(table.mechanisms()) + 0.5 * apart / (1.0 + apart)
     np.fill_diagonal(pair, np.inf)
-    return np.sort(pair, axis=1)[:, : min(NEIGHBOURS, len(table) - 1)].mean(axis=1)
+    nearest = min(NEIGHBOURS, len(table) - 1)
+    return np.sort(np.partition(pair, nearest - 1, axis=1)[:, :nearest], axis=1).mean(axis=1)

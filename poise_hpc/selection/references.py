@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from ..types import EntrySummary, candidate_number
+from ..types import EntrySummary, by_number, candidate_number
 from . import features
 from .features import Table
 
@@ -31,7 +31,7 @@ class Reference:
 
 def choose_references(entries: Sequence[EntrySummary], parent: str, count: int, rng: np.random.Generator) -> list[Reference]:
     """At most `count` entries other than `parent`, the tiers in turn. The order of `entries` does not matter."""
-    ordered = _shortlist(sorted(entries, key=lambda e: candidate_number(e.id)), parent, rng)
+    ordered = _shortlist(by_number(entries), parent, rng)
     table = Table.of(ordered)
     tiers = [_pareto(table), _complementary(table, parent), _exploratory(ordered, parent, rng)]
     chosen: dict[str, Reference] = {}
@@ -55,7 +55,7 @@ def _shortlist(ordered: list[EntrySummary], parent: str, rng: np.random.Generato
     rows = np.unique(np.concatenate([
         np.argsort(-overall, kind="stable")[: 2 * SHORT], np.arange(len(ordered) - SHORT, len(ordered)),
         rng.choice(len(ordered), SHORT, replace=False), [i for i, e in enumerate(ordered) if e.id == parent]]).astype(int))
-    return [ordered[i] for i in rows]
+    return [ordered[i] for i in rows.tolist()]
 
 
 def _pareto(table: Table) -> list[Reference]:
