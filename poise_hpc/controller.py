@@ -78,9 +78,10 @@ class Controller:
         """Nothing will move without a person or a new budget."""
         if self.home.stage == Stage.HELD:
             return True
-        blocked = self.thinking.blocked
+        blocked, baseline = self.thinking.blocked, self.active.get(BASELINE_ID)
+        stuck = baseline is not None and baseline.stage == Stage.HELD
         return self.home.stage == Stage.ARCHIVED and bool(self.stop_proposing or self.proposing.waiting or blocked) and all(
-            c.stage in RESTING or (blocked and c.stage in THINKING) for c in self.active.values())
+            c.stage in RESTING or (blocked and c.stage in THINKING) or (stuck and c.stage == Stage.REFLECT) for c in self.active.values())
 
     @property
     def held(self) -> list[Candidate]:
@@ -170,6 +171,8 @@ class Controller:
             case Stage.REVIEW:
                 return self.review(candidate)
             case Stage.REFLECT:
+                if candidate.id != BASELINE_ID and BASELINE_ID in self.active:
+                    return False  # an added candidate may be faster than what it is compared with
                 return self.reflect(candidate) and self.archive_it(candidate)
         return False
 

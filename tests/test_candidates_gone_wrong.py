@@ -38,7 +38,7 @@ ALGORITHM = Faulty()
 '''
 FAULTS = {  # name -> (code, cause, what the message must hold)
     "raises": ("raise ValueError('no such luck')", "raised", "no such luck"),
-    "hangs": ("while True: pass", "hang", "algorithm.py\", line 16 in advantages"),
+    "hangs": ("while True: pass", "hang", "algorithm.py\", line 14 in advantages"),
     "nan": ("value = value * float('nan')", "nonfinite-advantage", "NaN or infinite"),
     "shape": ("value = value[1:]", "wrong-shape", "(16,) was wanted"),
     "eats": ("value = value + torch.ones(2**33).sum()", "raised", "memory"),

@@ -303,6 +303,28 @@ def test_an_added_package_goes_the_same_way(tmp_path):
     assert len(found) == 6  # it does not use up the proposer's number
 
 
+def test_an_added_candidate_waits_for_what_it_is_compared_with(tmp_path):
+    """Whichever job ends first: it is paired with the baseline, and its record is the same."""
+    found = []
+    for seed in range(4):
+        created = campaign(tmp_path / str(seed), search={"candidates": 0, "train_seeds": [0, 1]})
+        orders.package(created, write_package(tmp_path / "own"), None)
+        drive(created.root, ShuffledCluster(seed))
+        found.append(without_inbox_times(archive_of(created.root)))
+        assert found[-1]["c0001"]["score"]["delta"] is not None
+    assert all(f == found[0] for f in found)
+
+
+def test_an_added_candidate_whose_baseline_is_held_waits_without_spinning(tmp_path):
+    created = campaign(tmp_path / "c", search={"candidates": 0, "train_seeds": [0]})
+    orders.package(created, write_package(tmp_path / "own"), None)
+    driven = drive(created.root, InlineCluster(failing("train", "c0000", Outcome.INFRA_ERROR)))
+    assert [c.id for c in driven.held] == ["c0000"] and driven.active["c0001"].stage == Stage.REFLECT
+    orders.give(driven.campaign, "retry")
+    drive(created.root)
+    assert archive_of(created.root)["c0001"]["score"]["delta"] is not None
+
+
 # --- damage
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "empty"])

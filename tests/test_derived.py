@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -63,6 +64,14 @@ def test_a_rerun_says_what_came_again(origin):
         assert data["comparison"]["identical_scores"] is data["comparison"]["identical_curves"] is same
         assert ("bit for bit" in derived.report_text(data)) is same
     assert "numbers differ: overall" in derived.report_text(data)
+
+
+def test_a_rerun_is_compared_without_the_difference_to_a_baseline_that_it_is_itself(origin):
+    old = archive.read(origin.records / "c0001.h5")
+    assert old.score["delta"] is not None
+    new = replace(old, score=old.score | {"delta": None, "delta_ci": None})
+    assert derived.compare(old, new)["identical_scores"]
+    assert not derived.compare(old, replace(new, score=new.score | {"final": 0.5}))["identical_scores"]
 
 
 def test_a_rerun_with_other_weights_is_not_called_identical(origin):

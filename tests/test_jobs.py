@@ -162,7 +162,7 @@ def test_claims_go_by_job_and_restart(tmp_path):
     assert not jobs.claim(tmp_path, place("1"))             # the same start twice
     assert not jobs.claim(tmp_path, place("2"))             # a twin
     assert jobs.claim(tmp_path, place("1", restart=1))      # requeued
-    assert not jobs.claim(tmp_path, place("2", restart=1))  # a requeued twin
+    assert not jobs.claim(tmp_path, place("2", restart=2))  # a requeued twin
     assert jobs.latest_claim(tmp_path)["restart"] == 1
 
 
