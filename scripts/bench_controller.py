@@ -190,9 +190,15 @@ def main() -> None:
     parser.add_argument("--candidates", type=int, default=40)
     parser.add_argument("--entries", type=int, default=10_000)
     parser.add_argument("--seeds", type=int, default=2, help="training seeds: 1 + seeds jobs a candidate")
+    parser.add_argument("--slurm", action="store_true", help="instead: --candidates through a virtual Slurm cluster, see bench_slurm.py")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--keep", type=Path, help="keep the filled campaign in this folder, or use the one that is there")
     arguments = parser.parse_args()
+    if arguments.slurm:
+        import bench_slurm
+
+        row = bench_slurm.measure(arguments.candidates, arguments.seeds)
+        return print(json.dumps(row) if arguments.json else "\n".join(f"{name:32} {value}" for name, value in row.items()))
     with tempfile.TemporaryDirectory(prefix="bench-controller-") as scratch:
         folder = arguments.keep or Path(scratch) / "full"
         out: dict[str, Any] = {"empty": run(Path(scratch) / "small", arguments.candidates, arguments.seeds, {}),
