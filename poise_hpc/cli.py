@@ -88,14 +88,15 @@ def run(campaign: Path, config_file: Path | None, site_file: Path | None, max_ca
 @click.argument("campaign", type=FOLDER)
 @as_json
 def step(campaign: Path, as_json: bool) -> None:
-    """One reconcile pass, for cron, scrontab or a self-resubmitting job. With an LLM it waits for the calls it makes."""
+    """Go on as far as is possible now, for cron, scrontab or a self-resubmitting job. With an LLM it waits for the calls it makes."""
     from . import views
     from .campaign import Campaign
 
     opened = Campaign.open(campaign)
     with opened.lock() as lock:
         controller = build(opened, say=lambda line: click.echo(line, err=as_json))
-        controller.step()
+        while controller.step():  # until nothing moves: the next call may be minutes away
+            lock.touch()
         if controller.thinking.threads:  # what the agent was asked for is waited for, and taken
             controller.thinking.settle(lock.touch)
             controller.step()
