@@ -76,7 +76,6 @@ def test_memory_below_the_limit_can_be_had(tmp_path):
 def test_the_watchdog_ends_a_silent_job(tmp_path):
     result = run(tmp_path, "hangs", silent_s=1.5)
     assert (result["outcome"], result["cause"]) == (Outcome.INFRA_ERROR, "silent")
-    assert "hangs" in (tmp_path / "a" / "stack-0.txt").read_text()
 
 
 def test_the_time_limit_ends_a_busy_job(tmp_path):
