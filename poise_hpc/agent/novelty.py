@@ -21,6 +21,7 @@ from ..types import Proposal
 from .base import Context, Draft
 
 TEXT_OVERLAP = 0.9  # share of three-word runs that two proposals have in common
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef)
 PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"  # whose syntax trees a signature is made of
 
 
@@ -100,37 +101,50 @@ def fingerprint(files: Mapping[str, str]) -> tuple[str, ...]:
 
 @lru_cache(maxsize=4096)
 def _normalized(text: str) -> str:
+    """The syntax tree in one line a word, one walk: every draft and every record goes through it. Names that the text binds itself
+    (classes, arguments and variables of functions; not methods and fields, which the interface reads) are numbered in the
+    order of their appearance; docstrings and annotations of functions are left out."""
     try:
         tree = ast.parse(text)
     except (SyntaxError, ValueError):
         return text  # the static gate says what is wrong with it
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node, clean=False) is not None:
-            node.body = node.body[1:]
-    names = {name: f"v{i}" for i, name in enumerate(dict.fromkeys(_bound(tree)))}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Name):
-            node.id = names.get(node.id, node.id)
-        elif isinstance(node, ast.arg):
-            node.arg, node.annotation = names.get(node.arg, node.arg), None
-        elif isinstance(node, ast.ClassDef):
-            node.name = names.get(node.name, node.name)
-        elif isinstance(node, ast.FunctionDef):
-            node.returns = None
-    return ast.dump(tree)
+    words: list[str | tuple[str]] = []  # a tuple: a name that may turn out to be bound
+    bound: set[str] = set()
 
+    def visit(node: ast.AST, inside: bool) -> None:
+        kind = type(node)
+        words.append(kind.__name__)
+        if kind is ast.Name or kind is ast.arg:
+            name = node.id if kind is ast.Name else node.arg
+            words.append((name,))
+            if kind is ast.Name:
+                words.append(type(node.ctx).__name__)
+            if inside and (kind is ast.arg or type(node.ctx) is ast.Store):
+                bound.add(name)
+            return
+        inside = inside or kind is ast.FunctionDef
+        for field in kind._fields:
+            value = getattr(node, field, None)
+            if field == "returns" and kind is ast.FunctionDef:
+                continue
+            if isinstance(value, ast.AST):
+                visit(value, inside)
+            elif isinstance(value, list):
+                words.append("[")
+                documented = field == "body" and kind in DOCUMENTED and ast.get_docstring(node, clean=False) is not None
+                for item in value[1:] if documented else value:
+                    visit(item, inside) if isinstance(item, ast.AST) else words.append(repr(item))
+                words.append("]")
+            elif field == "name" and kind is ast.ClassDef:
+                bound.add(value)
+                words.append((value,))
+            else:
+                words.append(repr(value))
 
-def _bound(tree: ast.Module) -> Iterator[str]:
-    """Names that the text gives to locals, arguments and classes; not methods and fields, which the interface reads."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ClassDef):
-            yield node.name
-        elif isinstance(node, ast.FunctionDef):
-            for inner in ast.walk(node):
-                if isinstance(inner, ast.arg):
-                    yield inner.arg
-                elif isinstance(inner, ast.Name) and isinstance(inner.ctx, ast.Store):
-                    yield inner.id
+    visit(tree, False)
+    number: dict[str, str] = {}
+    return "\n".join(word if isinstance(word, str) else number.setdefault(word[0], str(len(number))) if word[0] in bound else word[0]
+                     for word in words)
 
 
 def same_text(a: Proposal, b: Proposal) -> bool:
