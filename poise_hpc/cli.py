@@ -186,10 +186,10 @@ class Progress:
         if self.archived_at_start is None:
             self.archived_at_start = b["archived"]
         done = b["archived"] - self.archived_at_start
-        left = b["candidates"] + 1 - b["archived"]
+        left = b["expected"] - b["archived"]
         eta = f"  campaign ETA {(now - self.begun) * left / done / 60:.1f} min" if done else ""
         jobs = "; ".join(views.progress_text(r) for r in data["running"])
-        click.echo(f"  .. archived {b['archived']}/{b['candidates'] + 1}{eta}  |  {jobs}")
+        click.echo(f"  .. archived {b['archived']}/{b['expected']}{eta}  |  {jobs}")
 
 
 def held_exit(controller: Any) -> None:

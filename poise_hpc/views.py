@@ -13,7 +13,7 @@ from .types import BASELINE_ID, EntrySummary, Outcome, Stage
 def status(campaign: Campaign, now: float | None = None, spending: bool = True) -> dict[str, Any]:
     """`{campaign, done, held, budget, candidates, running}`: the interface that scripts read. `spending`: also "llm"."""
     from . import jobspec
-    from .proposing import exhausted
+    from .proposing import exhausted, inbox
 
     now = time.time() if now is None else now
     archive = ArchiveView.load(campaign.root)
@@ -31,7 +31,8 @@ def status(campaign: Campaign, now: float | None = None, spending: bool = True) 
         "campaign": str(campaign.root), "home": home.stage,
         "done": home.stage == Stage.ARCHIVED and bool(why) and not active, "proposing_ended": why,
         "held": [c.id for c in [home, *active] if c.stage == Stage.HELD],
-        "budget": {"candidates": wanted, "proposed": made, "archived": len(archived), "run_hours": round(seconds / 3600, 4),
+        "budget": {"candidates": wanted, "proposed": made, "archived": len(archived),
+                   "expected": max(len(rows), 1) + len(inbox(campaign)) + (0 if why else max(wanted - made, 0)), "run_hours": round(seconds / 3600, 4),
                    "run_hours_limit": budget.run_hours, "wall_clock_min": round((now - campaign.meta["created"]) / 60, 1),
                    "wall_clock_min_limit": budget.wall_clock_min},
         "running": [r for c in [home, *active] for r in running(c, now)],
