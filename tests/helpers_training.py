@@ -60,7 +60,9 @@ def make_trainer(conf: config.Config, algorithm: Algorithm | None = None, kind: 
     from poise_hpc.training.ranks import Ranks
 
     ranks, algorithm = ranks or Ranks(), algorithm or GRPO()
-    engine = Engine(Policy(tiny_model(kind), conf.rollout.temperature, conf.train.share_prompt), conf.train, "float32", ranks)
+    dtype = conf.model.dtype
+    policy = Policy(tiny_model(kind).to(getattr(torch, dtype)), conf.rollout.temperature, conf.train.share_prompt)
+    engine = Engine(policy, conf.train, dtype, ranks)
     reference = Policy(tiny_model(kind), 1.0) if "ref_logp" in algorithm.needs else None
     return Trainer(conf, seed, Echo({}, {}), algorithm, engine, HFEngine(engine.full_model()), reference, ranks, algorithm.initial_state())
 

@@ -198,6 +198,19 @@ def test_an_inexact_sampler_gets_its_old_log_probs_from_the_trainer():
     assert trainer.step(0)[0]["ess"] == pytest.approx(1.0, abs=1e-6)
 
 
+@pytest.mark.parametrize("stage", range(4))
+def test_bfloat16_learns_like_float32(stage):
+    """The old policy is scored by the trainer itself: in bfloat16 the sampler's log-probs differ visibly."""
+    half = h.make_trainer(h.make_config({"zero_stage": stage, "epochs": 1, "minibatches": 1}, model={"dtype": "bfloat16"}))
+    full = h.make_trainer(h.make_config({"epochs": 1, "minibatches": 1}), Plain())
+    half.algorithm = Plain()
+    assert not half.sampler.exact
+    half.sampler.generate, half.sampler.exact = full.sampler.generate, False  # the same completions for both
+    rows = half.step(0)[0], full.step(0)[0]
+    assert rows[0]["gradient_norm"] == pytest.approx(rows[1]["gradient_norm"], rel=0.1)  # weights rounded to 8 bits
+    assert rows[0]["loss"] == pytest.approx(rows[1]["loss"], abs=0.01)
+
+
 def test_faults_of_the_candidate_are_its_own():
     broken = dataclass(frozen=True)(type("Broken", (GRPO,), {"token_loss": lambda self, b, s: b.logp * float("inf")}))()
     trainer = h.make_trainer(h.make_config(), broken)
