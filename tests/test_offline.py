@@ -10,10 +10,11 @@ import torch
 from helpers_offline import GRPO, FakeArchive, grow, load
 from poise_hpc.agent import catalogue
 from poise_hpc.agent.novelty import fingerprint
-from poise_hpc.agent.offline import OfflineProposer, failed_pairs, part_weights, track_record
+from poise_hpc.agent.offline import OfflineProposer, part_weights
 from poise_hpc.agent.recipe import SEEDS, declared, make, of_proposal, sound
 from poise_hpc.agent.reflect import SYMPTOMS
 from poise_hpc.agent.render import render
+from poise_hpc.agent.tally import Tally
 from poise_hpc.algorithms import seeds
 from poise_hpc.algorithms.base import PolicyBatch, RolloutBatch
 from poise_hpc.algorithms.checks import run_checks
@@ -189,7 +190,7 @@ def test_track_record_is_shrunk_and_failures_count():
     for k, (names, overall) in enumerate([(["clip-higher"], 36.0), (["clip-higher"], 34.0), (["sequence-ratio"], None)], 1):
         archive.add(f"c{k:04d}", draft(names), overall)
     # clip-higher: (6 + 4) / (2 + 2); sequence-ratio: -5 / (1 + 2)
-    assert track_record(archive.entries) == pytest.approx({"clip-higher": 2.5, "sequence-ratio": -5 / 3})
+    assert Tally(archive.entries).track_record == pytest.approx({"clip-higher": 2.5, "sequence-ratio": -5 / 3})
     weights = part_weights(archive.context("c0009"))
     assert weights["clip-higher"] > weights["dual-clip"] > 0
     assert weights["sequence-ratio"] < 1
@@ -200,7 +201,7 @@ def test_pairs_that_only_failed_are_avoided():
     archive.add("c0001", draft(["clip-higher", "token-mean"]), None)
     archive.add("c0002", draft(["clip-higher", "kl-k3"]), None)
     archive.add("c0003", draft(["clip-higher", "kl-k3"]), 30.0)
-    assert failed_pairs(archive.entries) == {("clip-higher", "token-mean")}
+    assert Tally(archive.entries).failed_pairs == {("clip-higher", "token-mean")}
 
 
 def draft(names):

@@ -13,8 +13,9 @@ import ast
 import hashlib
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
+from typing import Any
 
 from ..files import dumps
 from ..types import Proposal
@@ -61,8 +62,22 @@ def signature(proposal: Proposal, files: Mapping[str, str]) -> str:
     known; the code, if there is any; the numbers in the text. "3.11 r0123... c0123... n0123..."
     """
     hyper, numbers = hyperparameters(proposal, files), _numbers(_words(proposal))
-    signs = {"r": hyper and dumps([sorted(set(proposal.mechanisms)), hyper]), "c": files and dumps(fingerprint(files)), "n": dumps(numbers)}
-    return " ".join([PYTHON, *(key + hashlib.sha256(text.encode()).hexdigest()[:16] for key, text in signs.items() if text)])
+    signs = [_recipe_sign(proposal.mechanisms, hyper)] if hyper is not None else []
+    signs += [_sign("c", dumps(fingerprint(files)))] if files else []
+    return " ".join([PYTHON, *signs, _sign("n", dumps(numbers))])
+
+
+def recipe_sign(mechanisms: Iterable[str], stated: Mapping[str, Any]) -> str:
+    """The first sign of a proposal that will state these hyperparameters: known before anything is written."""
+    return _recipe_sign(mechanisms, dumps(stated))
+
+
+def _recipe_sign(mechanisms: Iterable[str], hyper: str) -> str:
+    return _sign("r", dumps([sorted(set(mechanisms)), hyper]))
+
+
+def _sign(kind: str, text: str) -> str:
+    return kind + hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _overlap(a: set[str], b: set[str]) -> float:

@@ -13,21 +13,19 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
-from itertools import chain, combinations
+from collections.abc import Iterator, Set
+from dataclasses import replace
+from itertools import combinations
 from math import exp
-from statistics import median
 
-import numpy as np
-
-from ..types import BASELINE_ID, EntrySummary, Outcome, PoiseError, Proposal, Reflection
+from ..types import PoiseError, Proposal, Reflection
 from . import reflect as rules
 from .base import Context, Draft, Facts
 from .catalogue import SLOTS, Part, choices as parts_for, parts
-from .novelty import check_novelty
+from .novelty import check_novelty, recipe_sign, signature
 from .recipe import Recipe, choices, declared, knobs_of, make, of_proposal, sound
 from .render import literal, render
+from .tally import Tally
 
 MOST_PARTS = 5       # declared mechanisms: more cannot be told apart by one run
 TRIES = 400
@@ -40,11 +38,18 @@ DIRECTIVES = {"short": "length-explosion", "concise": "length-explosion", "brief
 
 
 class OfflineProposer:
+    def __init__(self) -> None:
+        self._tally = Tally()
+
     def propose(self, context: Context) -> Draft:
         """A sound recipe that nobody has tried, rendered."""
-        for recipe in candidates(context):
-            draft = write(recipe, context)
-            if check_novelty(draft, context) is None:
+        tally = self._tally.see(context.entries)
+        for recipe in candidates(context, tally):
+            if tally.knows(recipe_sign([part.name for part in declared(recipe)], recipe.to_json())):
+                continue  # the gate would refuse it; rendering costs more than looking
+            draft = write(recipe, context, tally)
+            suspects = tally.alike(signature(draft.proposal, draft.files))
+            if check_novelty(draft, replace(context, entries=suspects)) is None:
                 return draft
         raise PoiseError(f"{context.id}: {TRIES} recipes around {context.parent.id} are all in the archive; "
                          "end the campaign, or add parts to agent/catalogue")
@@ -53,10 +58,11 @@ class OfflineProposer:
         return rules.reflect(facts)
 
 
-def candidates(context: Context) -> Iterator[Recipe]:
+def candidates(context: Context, tally: Tally | None = None) -> Iterator[Recipe]:
     """Sound recipes around the parent, ever further away; those with a pair of parts that only failed come last."""
+    tally = tally or Tally(context.entries)
     rng = random.Random(f"{context.seed}:{context.id}")
-    parent, weights, bad = of_proposal(context.parent_proposal), part_weights(context), failed_pairs(context.entries)
+    parent, weights, bad = of_proposal(context.parent_proposal), part_weights(context, tally), tally.failed_pairs
     mates = [recipe for r in context.references if (recipe := of_proposal(context.proposals[r.id])).chosen]
     later = []
     for i in range(TRIES):
@@ -109,9 +115,9 @@ def crossover(recipe: Recipe, mate: Recipe, rng: random.Random) -> Recipe:
     return make(recipe.chosen, recipe.values | {k: v for k, v in mate.knobs if k in recipe.values})
 
 
-def part_weights(context: Context) -> dict[str, float]:
+def part_weights(context: Context, tally: Tally | None = None) -> dict[str, float]:
     """Part -> weight of being drawn. Slots count equally: a slot with many parts does not crowd out the others."""
-    gains, wanted = track_record(context.entries), symptoms(context)
+    gains, wanted = (tally or Tally(context.entries)).track_record, symptoms(context)
     out = {}
     for slot in SLOTS:
         options = parts_for(slot)
@@ -121,28 +127,6 @@ def part_weights(context: Context) -> dict[str, float]:
     return out
 
 
-def track_record(entries: Sequence[EntrySummary]) -> dict[str, float]:
-    """Part -> Overall over the baseline, summed over the entries that have it and divided by their number + 2 (shrinkage:
-    one lucky run is not a fact). A failure counts as 5 points lost, once."""
-    reference = next((e.score.overall for e in entries if e.id == BASELINE_ID and e.score), None)
-    if reference is None:
-        scores = [e.score.overall for e in entries if e.score]
-        reference = median(scores) if scores else 0.0
-    # By the column: sums over 10,000 entries, for every proposal. bincount adds in the order of the entries.
-    gain = np.array([e.score.overall - reference if e.score else -5.0 for e in entries])
-    having = [_in_catalogue(e.mechanisms) for e in entries]
-    number = np.fromiter(map(len, having), int, len(having))
-    part, weight = np.fromiter(chain.from_iterable(having), int, int(number.sum())), np.repeat(gain, number)
-    count, total = np.bincount(part, minlength=len(parts())), np.bincount(part, weight, len(parts()))
-    return {name: float(total[i] / (count[i] + 2)) for i, name in enumerate(parts()) if count[i]}
-
-
-@lru_cache(maxsize=1 << 16)
-def _in_catalogue(mechanisms: tuple[str, ...]) -> tuple[int, ...]:
-    """Places in the catalogue, each once."""
-    return tuple(i for i, name in enumerate(parts()) if name in mechanisms)
-
-
 def symptoms(context: Context) -> set[str]:
     """Of the parent's training curves, and what the directive asks for."""
     found = context.reflections.get(context.parent.id)
@@ -150,22 +134,10 @@ def symptoms(context: Context) -> set[str]:
     return set(found.symptoms if found else ()) | {symptom for word, symptom in DIRECTIVES.items() if word in text}
 
 
-def failed_pairs(entries: Sequence[EntrySummary]) -> set[tuple[str, str]]:
-    """Pairs of mechanisms seen in failed candidates and in no successful one."""
-    failed = {e.mechanisms for e in entries if e.outcome != Outcome.SUCCEEDED}
-    worked = {e.mechanisms for e in entries if e.outcome == Outcome.SUCCEEDED}
-    return set().union(*map(_pairs, failed)).difference(*map(_pairs, worked))
-
-
-@lru_cache(maxsize=1 << 16)
-def _pairs(mechanisms: tuple[str, ...]) -> frozenset[tuple[str, str]]:
-    return frozenset(combinations(sorted(mechanisms), 2))
-
-
-def write(recipe: Recipe, context: Context) -> Draft:
+def write(recipe: Recipe, context: Context, tally: Tally | None = None) -> Draft:
     """Proposal and package of a recipe."""
     parent = of_proposal(context.parent_proposal)
-    name = unique_name(recipe, context)
+    name = unique_name(recipe, (tally or Tally(context.entries)).names | {p.name for _, p in context.pending})
     new = [part for part in declared(recipe) if part.name not in parent.chosen]
     gone = [name for name in parent.chosen if name not in recipe.chosen]
     moved = [f"{k} {literal(parent.values[k])} -> {literal(v)}" for k, v in recipe.knobs if k in parent.values and parent.values[k] != v]
@@ -196,10 +168,9 @@ def _mates(recipe: Recipe, parent: Recipe, context: Context) -> list[str]:
     return [r.id for r in context.references if new and new <= set(of_proposal(context.proposals[r.id]).chosen)][:1]
 
 
-def unique_name(recipe: Recipe, context: Context) -> str:
+def unique_name(recipe: Recipe, taken: Set[str]) -> str:
     """Tags of the mechanisms; with a number where another candidate has that name."""
     name = "-".join([part.tag for part in declared(recipe)] + ["GRPO"])
-    taken = {e.name for e in context.entries} | {p.name for _, p in context.pending}
     if name not in taken:
         return name
     same = [re.fullmatch(rf"{re.escape(name)}-(\d+)", other) for other in taken if other.startswith(name)]
