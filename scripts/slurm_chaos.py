@@ -214,17 +214,24 @@ def disturbed(cluster: VirtualCluster, folder: Path, candidates: int, instants: 
 
 def judge(cluster: VirtualCluster, folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
     """Lost, doubled, orphaned, different."""
-    found, opened = facts(folder), Campaign.open(folder)
-    time.sleep(5)  # what has written its result is on its way out
+    found, opened, ended = facts(folder), Campaign.open(folder), time.monotonic()
+
+    def queued() -> list[str]:
+        return cluster.run("squeue", "--noheader", "--array", "--partition=low,main", "--format=%i %T %j").splitlines()
+
+    # A slurmctld that was killed may have missed the end of a job, and notices when the node registers again: here within
+    # a minute or so. Such a job has no process. One that Slurm starts again finds its attempt ended, and ends.
+    while queued() and time.monotonic() - ended < 150:
+        time.sleep(1)
     # A unit is done twice if two attempts at it succeeded: the second should not have been submitted.
     succeeded = Counter((id, a.stage, a.unit) for id in opened.ids() for a in opened.load(id).attempts if a.outcome is Outcome.SUCCEEDED)
     archived = Counter(line.split()[1] for line in (folder / "events.log").read_text().splitlines() if line.split()[2] == "archived")
     results = [a.result for id in opened.ids() for a in opened.load(id).attempts if a.result]
-    queued = cluster.run("squeue", "--noheader", "--array", "--partition=low,main", "--format=%i %T %j").splitlines()
+    emptied_s = round(time.monotonic() - ended, 1)
     return {"lost": sorted(wanted.keys() - found.keys()), "doubled": [str(k) for k, n in succeeded.items() if n > 1] + [id for id, n in archived.items() if n > 1],
-            "orphaned": queued + [line for line in processes(cluster.conf) if str(folder) in line],
+            "orphaned": queued() + [line for line in processes(cluster.conf) if str(folder) in line],
             "different": sorted(id for id in wanted.keys() & found.keys() if wanted[id] != found[id]) + sorted(found.keys() - wanted.keys()),
-            "records": len(found), "attempts": len(results), "restarted": sum(r.get("restart", 0) > 0 for r in results),
+            "queue_empty_after_s": emptied_s, "records": len(found), "attempts": len(results), "restarted": sum(r.get("restart", 0) > 0 for r in results),
             "outcomes": dict(Counter(" ".join(filter(None, (r["outcome"], r["cause"]))) for r in results))}
 
 
