@@ -73,7 +73,7 @@ def _mean(values: Any) -> float:
 
 # --- uncertainty of a score, borrowed from all entries
 
-def _spread(scores: Sequence[Score]) -> tuple[np.ndarray, np.ndarray]:
+def spread(scores: Sequence[Score]) -> tuple[np.ndarray, np.ndarray]:
     """(seeds n, sum of squared deviations over seeds), each (N,); without a Python loop, for 10,000 entries."""
     n = np.array([len(s.by_seed) for s in scores])
     values = np.fromiter(chain.from_iterable(s.by_seed.values() for s in scores), float, int(n.sum()))
@@ -84,7 +84,7 @@ def _spread(scores: Sequence[Score]) -> tuple[np.ndarray, np.ndarray]:
 
 def pooled_sd(scores: Sequence[Score]) -> float | None:
     """Standard deviation of one seed's Overall, pooled over entries; None if no entry has two seeds."""
-    return _pooled(*_spread(scores)) if scores else None
+    return _pooled(*spread(scores)) if scores else None
 
 
 def _pooled(n: np.ndarray, squares: np.ndarray) -> float | None:
@@ -102,20 +102,17 @@ def standard_errors(scores: Sequence[Score], pooled: float | None) -> np.ndarray
     """
     if not scores or pooled is None:
         return np.zeros(len(scores))
-    return _errors(*_spread(scores), pooled)
+    return _errors(*spread(scores), pooled)
 
 
 def _errors(n: np.ndarray, squares: np.ndarray, pooled: float) -> np.ndarray:
     return np.sqrt((PRIOR_SEEDS * pooled**2 + squares) / (PRIOR_SEEDS + n - 1) / n)
 
 
-def seed_noise(scores: Sequence[Score]) -> tuple[np.ndarray, float | None]:
-    """(`standard_errors` (N,), `pooled_sd`), at one pass over the seeds."""
-    if not scores:
-        return np.zeros(0), None
-    n, squares = _spread(scores)
+def seed_noise(n: np.ndarray, squares: np.ndarray) -> tuple[np.ndarray, float | None]:
+    """(`standard_errors` (N,), `pooled_sd`) from what `spread` gives."""
     pooled = _pooled(n, squares)
-    return (np.zeros(len(scores)) if pooled is None else _errors(n, squares, pooled)), pooled
+    return (np.zeros(len(n)) if pooled is None else _errors(n, squares, pooled)), pooled
 
 
 def lower_confidence(scores: Sequence[Score], pooled: float | None, deviations: float = 1.0) -> np.ndarray:

@@ -6,10 +6,8 @@
 """
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from operator import attrgetter
 from typing import Any
 
 BASELINE_ID = "c0000"  # GRPO, the algorithm that everything is paired with
@@ -133,8 +131,3 @@ class EntrySummary:
     created: str                      # ISO 8601, UTC
     record_sha256: str = ""
     signature: str = ""               # agent.novelty.signature: two that cannot repeat each other are told apart without their files
-
-
-def by_number(entries: Iterable[EntrySummary]) -> list[EntrySummary]:
-    """In the order of `candidate_number`: ids are padded, so by length, then as text (a key per entry costs more)."""
-    return sorted(sorted(entries, key=attrgetter("id")), key=lambda e: len(e.id))

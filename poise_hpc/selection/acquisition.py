@@ -22,8 +22,9 @@ from typing import Any, Literal
 import numpy as np
 
 from ..config import Acquisition
-from ..types import EntrySummary, PoiseError, by_number, candidate_number
+from ..types import EntrySummary, PoiseError, candidate_number
 from . import features
+from .columns import Columns, in_order
 from .descendants import Lineage, lineage
 from .features import Table
 
@@ -51,15 +52,15 @@ def choose_parent(entries: Sequence[EntrySummary], pending: Sequence[tuple[str, 
     `pending`: (id, parents) of candidates that are proposed and not archived. `barred`: entries that are evidence, but
     no parents. `objectives`: of `features.OBJECTIVES`, beside the benchmarks in U_pareto ("poise" only).
     """
-    ordered = by_number(entries)
-    scored = Table.of(ordered)
-    allowed = np.array([i for i, e in enumerate(scored.entries) if e.id not in barred], int)
+    ordered, read = in_order(entries)
+    scored = Table.of(ordered, read)
+    allowed = np.array([i for i, e in enumerate(scored.entries) if e.id not in barred], int) if barred else np.arange(len(scored))
     if not allowed.size:
         raise PoiseError(f"no parent can be chosen: none of the {len(ordered)} archived entries has a score and no veto")
     table = scored.take(allowed)
     match strategy:
         case "poise":
-            return _poise(ordered, scored, allowed, pending, settings, rng, objectives)
+            return _poise(ordered, read, scored, allowed, pending, settings, rng, objectives)
         case "greedy":
             best = int(np.argmax(table.lower))
             return Pick(table.entries[best].id, [], f"greedy: best lower confidence bound, {table.lower[best]:.1f} points")
@@ -70,10 +71,9 @@ def choose_parent(entries: Sequence[EntrySummary], pending: Sequence[tuple[str, 
     raise PoiseError(f"unknown selection strategy {strategy!r}; known: poise, greedy, random, islands")
 
 
-def _poise(ordered: list[EntrySummary], table: Table, allowed: np.ndarray, pending: Sequence[tuple[str, tuple[str, ...]]],
+def _poise(ordered: Sequence[EntrySummary], read: Columns, table: Table, allowed: np.ndarray, pending: Sequence[tuple[str, tuple[str, ...]]],
            settings: Acquisition, rng: np.random.Generator, objectives: Sequence[str]) -> Pick:
-    row = {e.id: i for i, e in enumerate(ordered)}
-    scored = np.array([row[e.id] for e in table.entries])
+    scored = np.flatnonzero(read.scored)
     overall, lower = np.full((2, len(ordered)), np.nan)
     overall[scored], lower[scored] = table.overall, table.lower
     family = lineage(ordered, lower, overall, settings.discount, settings.top_k)
@@ -159,7 +159,7 @@ def _process(kernel: Any, x: np.ndarray, y: np.ndarray, noise: np.ndarray, optim
         return GaussianProcessRegressor(kernel, alpha=noise, optimizer=optimizer, random_state=0).fit(x, y)
 
 
-def _islands(ordered: list[EntrySummary], table: Table, rng: np.random.Generator) -> Pick:
+def _islands(ordered: Sequence[EntrySummary], table: Table, rng: np.random.Generator) -> Pick:
     """An island is the line of one first-generation entry; islands are drawn evenly, their members by rank (1/r)."""
     home: dict[str, str] = {}  # entry -> founder of its line
     roots = set()

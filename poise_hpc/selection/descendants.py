@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..types import EntrySummary
+from .columns import Columns, columns
 
 GENERATIONS = 8  # further descendants are not looked at; at discount 0.7 the 8th weighs 0.08
 
@@ -30,15 +31,11 @@ def lineage(entries: Sequence[EntrySummary], lower: np.ndarray, overall: np.ndar
     the best of many children is the one most likely to have been lucky. By several ways down, the shortest counts.
     """
     count = len(entries)
-    place = {e.id: i for i, e in enumerate(entries)}
-    up, down, depths = [], [], [0] * count
-    for i, e in enumerate(entries):
-        for p in e.parents:
-            if (above := place.get(p)) is not None:
-                up.append(above)
-                down.append(i)
-                depths[i] = max(depths[i], depths[above] + 1)  # parents stand first, so theirs is final
-    parent, child, depth = (np.array(column, int) for column in (up, down, depths))
+    parent, child = _links(columns(entries))
+    depths = [0] * count
+    for p, c in zip(parent.tolist(), child.tolist(), strict=True):  # parents stand first, so theirs is final
+        depths[c] = max(depths[c], depths[p] + 1)
+    depth = np.array(depths, int)
 
     # (ancestor, descendant) pairs, one generation after the other: each pair's ancestor is replaced by its parents.
     starts = np.searchsorted(child, np.arange(count + 1))
@@ -59,6 +56,14 @@ def lineage(entries: Sequence[EntrySummary], lower: np.ndarray, overall: np.ndar
     children = np.bincount(parent, minlength=count)
     failed = np.bincount(parent[np.isnan(overall[child])], minlength=count)
     return Lineage(_top_mean(pair // count, np.concatenate(gains)[first], count, top_k), depth, children, failed)
+
+
+def _links(read: Columns) -> tuple[np.ndarray, np.ndarray]:
+    """(parent, child) as rows, of parents that are entries."""
+    order = np.argsort(read.number, kind="stable")
+    place = order[np.searchsorted(read.number, read.parent, sorter=order).clip(max=max(len(order) - 1, 0))]
+    known = read.number[place] == read.parent
+    return place[known], read.child[known]
 
 
 def _top_mean(who: np.ndarray, gain: np.ndarray, count: int, top_k: int) -> np.ndarray:

@@ -8,6 +8,7 @@ import numpy as np
 
 from ..stats import seed_noise
 from ..types import EntrySummary
+from .columns import Columns
 
 OBJECTIVES = {  # less is better; None: not known
     "length": lambda e: e.behaviour.get("length_ratio"),  # of completions, end of training against its start
@@ -25,11 +26,12 @@ class Table:
     noise: float             # points: pooled sd of one training seed; 1.0 where it is not known
 
     @classmethod
-    def of(cls, entries: Sequence[EntrySummary]) -> Table:
-        scored = [e for e in entries if e.score is not None]
-        scores = [e.score for e in scored]
-        error, pooled = seed_noise(scores)
-        return cls(scored, np.array([s.overall for s in scores]), error, pooled or 1.0)
+    def of(cls, entries: Sequence[EntrySummary], read: Columns | None = None) -> Table:
+        """`read`: the columns of `entries`, where they are known."""
+        read = read or Columns.of(entries)
+        rows = np.flatnonzero(read.scored)
+        error, pooled = seed_noise(read.seeds[rows], read.squares[rows])
+        return cls([entries[i] for i in rows.tolist()], read.overall[rows], error, pooled or 1.0)
 
     @property
     def lower(self) -> np.ndarray:

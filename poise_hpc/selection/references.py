@@ -14,8 +14,9 @@ from typing import Literal
 
 import numpy as np
 
-from ..types import EntrySummary, by_number, candidate_number
+from ..types import EntrySummary, candidate_number
 from . import features
+from .columns import Columns, in_order
 from .features import Table
 
 
@@ -31,7 +32,7 @@ class Reference:
 
 def choose_references(entries: Sequence[EntrySummary], parent: str, count: int, rng: np.random.Generator) -> list[Reference]:
     """At most `count` entries other than `parent`, the tiers in turn. The order of `entries` does not matter."""
-    ordered = _shortlist(by_number(entries), parent, rng)
+    ordered = _shortlist(*in_order(entries), parent, rng)
     table = Table.of(ordered)
     tiers = [_pareto(table), _complementary(table, parent), _exploratory(ordered, parent, rng)]
     chosen: dict[str, Reference] = {}
@@ -47,14 +48,14 @@ def choose_references(entries: Sequence[EntrySummary], parent: str, count: int, 
     return list(chosen.values())
 
 
-def _shortlist(ordered: list[EntrySummary], parent: str, rng: np.random.Generator) -> list[EntrySummary]:
+def _shortlist(ordered: Sequence[EntrySummary], read: Columns, parent: str, rng: np.random.Generator) -> Sequence[EntrySummary]:
     """All, or the parent and a few hundred of a large archive: the best, the newest, and some drawn at random."""
     if len(ordered) <= 4 * SHORT:
         return ordered
-    overall = np.array([e.score.overall if e.score else -np.inf for e in ordered])
+    overall = np.where(read.scored, read.overall, -np.inf)
     rows = np.unique(np.concatenate([
         np.argsort(-overall, kind="stable")[: 2 * SHORT], np.arange(len(ordered) - SHORT, len(ordered)),
-        rng.choice(len(ordered), SHORT, replace=False), [i for i, e in enumerate(ordered) if e.id == parent]]).astype(int))
+        rng.choice(len(ordered), SHORT, replace=False), np.flatnonzero(read.number == candidate_number(parent))]).astype(int))
     return [ordered[i] for i in rows.tolist()]
 
 
@@ -84,7 +85,7 @@ def _complementary(table: Table, parent: str) -> list[Reference]:
     return [reference for *_, reference in sorted(leads, key=lambda x: x[:2])]
 
 
-def _exploratory(ordered: list[EntrySummary], parent: str, rng: np.random.Generator) -> list[Reference]:
+def _exploratory(ordered: Sequence[EntrySummary], parent: str, rng: np.random.Generator) -> list[Reference]:
     """By Jaccard distance of the mechanism set from the parent's; among equals a seeded draw."""
     mine = next((set(e.mechanisms) for e in ordered if e.id == parent), set())
     draw = rng.permutation(len(ordered))
