@@ -187,7 +187,7 @@ def exhausted(campaign: Campaign, archive: ArchiveView, active: Mapping[str, Can
         return f"the campaign is older than its budget of {budget.wall_clock_min:g} minutes"
     if budget.run_hours is not None and (hours := run_hours(archive, active)) >= budget.run_hours:
         return f"{hours:.2f} of {budget.run_hours:g} run hours are used"
-    if count - 1 - added(archive, active) >= search.candidates:
+    if count > search.candidates and count - 1 - added(archive, active) >= search.candidates:  # the count first: it is cheap
         return f"all {search.candidates} candidates are proposed"
     return ""
 

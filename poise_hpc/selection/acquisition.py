@@ -115,7 +115,9 @@ def pool(table: Table, gain: np.ndarray, size: int, rng: np.random.Generator) ->
     front = best[features.pareto_front(table.take(best).benchmarks(), share)]
     fertile = np.argsort(-np.nan_to_num(gain, nan=-np.inf), kind="stable")[:share]
     chosen = np.unique(np.concatenate([best[:share], front, fertile, np.arange(len(table) - share, len(table))]))[:size]
-    others = np.setdiff1d(np.arange(len(table)), chosen)
+    left = np.ones(len(table), bool)
+    left[chosen] = False
+    others = np.flatnonzero(left)
     return np.sort(np.concatenate([chosen, rng.choice(others, size - len(chosen), replace=False)]))
 
 
