@@ -10,6 +10,7 @@ from helpers_offline import FakeArchive, entry
 from poise_hpc.agent import novelty, offline
 from poise_hpc.agent.base import Context
 from poise_hpc.agent.recipe import of_proposal
+from poise_hpc.agent.tally import Tally
 from poise_hpc.types import candidate_id
 
 ENTRIES = 400
@@ -70,3 +71,13 @@ def test_a_signature_of_another_python_is_not_trusted(archive, monkeypatch):
     monkeypatch.setattr(novelty, "PYTHON", "9.99")
     monkeypatch.setattr(novelty, "hyperparameters", lambda proposal, files: None)
     assert "its code is that of c0300" in (novelty.check_novelty(draft, context) or "")
+
+
+def test_a_tally_that_grew_is_that_of_the_whole_archive(archive):
+    tally = Tally()
+    for size in (1, 50, 51, 200, 120, ENTRIES):  # 120: another, shorter archive
+        entries, fresh = tuple(archive.entries[:size]), Tally(archive.entries[:size])
+        tally.see(entries)
+        assert (tally.track_record, tally.failed_pairs, tally.names) == (fresh.track_record, fresh.failed_pairs, fresh.names)
+        assert all(tally.alike(e.signature) == fresh.alike(e.signature) for e in entries[::17])
+        assert archive.entries[size - 1] in tally.alike(archive.entries[size - 1].signature)
