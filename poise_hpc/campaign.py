@@ -169,7 +169,9 @@ class Campaign:
     def load(self, id: str) -> Candidate:
         folder = self.candidates / id
         if not (folder / "proposal.json").exists():
-            raise UsageError(f"{self.root.name} has no candidate {id}; `poise-hpc status {self.root}` lists them")
+            known = self.ids()
+            has = f"it has {known[0]} to {known[-1]}" if known else "it has none yet"
+            raise UsageError(f"{self.root.name} has no candidate {id}: {has}")
         try:
             status = files.read_json(folder / "status.json")
         except files.CorruptFile:

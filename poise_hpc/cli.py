@@ -298,17 +298,18 @@ def order_command(kind: str, text: str, whole: bool) -> None:
     def command(campaign: Path, candidate: str | None, as_json: bool) -> None:
         from . import orders
         from .campaign import Campaign
+        from .types import Stage
 
         opened = Campaign.open(campaign)
-        if candidate not in (None, "prepare"):
-            opened.load(candidate)
+        if candidate not in (None, "prepare") and opened.load(candidate).stage == Stage.ARCHIVED:
+            raise UsageError(f"{candidate} is archived: there is nothing to {kind}")
         orders.give(opened, kind, candidate)
         settle(opened, as_json)
 
 
 order_command("retry", "Go on with what is held: one CANDIDATE, or all.", whole=True)
 order_command("hold", "Stop one CANDIDATE's jobs; it waits for `retry`.", whole=False)
-order_command("cancel", "Stop this campaign's jobs (or one CANDIDATE's) and propose nothing new; `retry` goes on.", whole=True)
+order_command("cancel", "Stop this campaign's jobs (or one CANDIDATE's) and propose nothing new; `retry` goes on, `drain --off` proposes again.", whole=True)
 
 
 @main.command()
@@ -328,62 +329,68 @@ def drain(campaign: Path, off: bool, as_json: bool) -> None:
 @main.command()
 @click.argument("campaign", type=FOLDER)
 @click.argument("text")
-def directive(campaign: Path, text: str) -> None:
+@as_json
+def directive(campaign: Path, text: str, as_json: bool) -> None:
     """What the search is to aim at from now on, in a sentence; "" ends it."""
     from . import guidance
 
     named = guidance.objectives(text)
-    tell(campaign, "directive", text)
-    click.echo(f"selection also weighs: {', '.join(named) or 'nothing new; it knows the words of length and cost'}")
+    tell(campaign, "directive", text, as_json)
+    click.echo(f"selection also weighs: {', '.join(named) or 'nothing new; it knows the words of length and cost'}", err=as_json)
 
 
 @main.command()
 @click.argument("campaign", type=FOLDER)
 @click.argument("text")
-def idea(campaign: Path, text: str) -> None:
+@as_json
+def idea(campaign: Path, text: str, as_json: bool) -> None:
     """A suggestion that the language model works out next."""
     from .campaign import Campaign
 
     if Campaign.open(campaign).config.search.proposer != "llm":
         raise UsageError("only a language model can read an idea (search.proposer: llm); `poise-hpc add` takes code")
-    tell(campaign, "idea", text)
+    tell(campaign, "idea", text, as_json)
 
 
 @main.command()
 @click.argument("campaign", type=FOLDER)
 @click.argument("candidate", required=False)
 @click.option("--off", is_flag=True, help="Choose parents again.")
-def pin(campaign: Path, candidate: str | None, off: bool) -> None:
+@as_json
+def pin(campaign: Path, candidate: str | None, off: bool, as_json: bool) -> None:
     """Make CANDIDATE the parent of all that is proposed from now on."""
     from .archive import ArchiveView
+    from .campaign import Campaign
 
+    Campaign.open(campaign)
     if off == bool(candidate):
         raise UsageError("give a candidate, or --off")
     if candidate and not any(e.id == candidate and e.score for e in ArchiveView.load(campaign).entries):
         raise UsageError(f"{candidate} has no score in the archive; `poise-hpc leaderboard {campaign}` lists those that have")
-    tell(campaign, "pin", candidate or "")
+    tell(campaign, "pin", candidate or "", as_json)
 
 
 @main.command()
 @click.argument("campaign", type=FOLDER)
 @click.argument("what")
 @click.option("--off", is_flag=True, help="Allow it again.")
-def veto(campaign: Path, what: str, off: bool) -> None:
+@as_json
+def veto(campaign: Path, what: str, off: bool, as_json: bool) -> None:
     """Never again WHAT: a candidate as parent, or a mechanism in a parent or a proposal."""
     from .types import BASELINE_ID
 
     if what == BASELINE_ID:
         raise UsageError(f"{BASELINE_ID} stays a possible parent: something must remain")
-    tell(campaign, "veto", what, off)
+    tell(campaign, "veto", what, as_json, off)
 
 
-def tell(campaign: Path, kind: str, text: str, off: bool = False) -> None:
+def tell(campaign: Path, kind: str, text: str, as_json: bool, off: bool = False) -> None:
     from . import orders
     from .campaign import Campaign
 
     opened = Campaign.open(campaign)
     orders.give(opened, kind, text=text, off=off)
-    settle(opened)
+    settle(opened, as_json)
 
 
 def settle(campaign: Any, as_json: bool = False) -> None:

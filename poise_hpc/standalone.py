@@ -57,10 +57,13 @@ def dry_run(campaign: Path, config_file: Path | None, site_file: Path | None) ->
     scripts = {}
     for stage in (Stage.PREPARE, Stage.CHECK, Stage.TRAIN, Stage.EVALUATE):
         units = jobspec.units(config, stage)
-        attempt = Path(os.path.abspath(campaign)) / "candidates" / "cNNNN" / "attempts" / jobspec.attempt_name(stage, (units or [""])[0], 1)
+        if not units:  # the training job evaluates
+            continue
+        home = jobspec.HOME if stage is Stage.PREPARE else "candidates/cNNNN"
+        attempt = Path(os.path.abspath(campaign)) / home / "attempts" / jobspec.attempt_name(stage, units[0], 1)
         if site.scheduler == "local":
             scripts[str(stage)] = f"# on this host: {jobspec.ranks(config, stage)} process(es) of jobs.run_attempt({str(attempt)!r})"
-        elif units:
+        else:
             with tempfile.TemporaryDirectory() as scratch:  # submitit makes the folder that it is told
                 text = SlurmCluster(site, "poise-").script(Path(scratch), f"poise-{attempt.name}", stage, jobspec.ranks(config, stage))
                 scripts[str(stage)] = text.replace(scratch, str(attempt))

@@ -11,7 +11,7 @@ from .types import BASELINE_ID, EntrySummary, Outcome, Stage
 
 
 def status(campaign: Campaign, now: float | None = None, spending: bool = True) -> dict[str, Any]:
-    """`{campaign, done, held, budget, candidates, running}`: the interface that scripts read. `spending`: also "llm"."""
+    """`{campaign, done, held, budget, inbox, candidates, running}`: the interface that scripts read. `spending`: also "llm"."""
     from . import jobspec
     from .proposing import exhausted, inbox
 
@@ -35,6 +35,7 @@ def status(campaign: Campaign, now: float | None = None, spending: bool = True) 
                    "expected": max(len(rows), 1) + len(inbox(campaign)) + (0 if why else max(wanted - made, 0)), "run_hours": round(seconds / 3600, 4),
                    "run_hours_limit": budget.run_hours, "wall_clock_min": round((now - campaign.meta["created"]) / 60, 1),
                    "wall_clock_min_limit": budget.wall_clock_min},
+        "inbox": [path.name.partition("-")[2] or path.name for path in inbox(campaign)],
         "running": [r for c in [home, *active] for r in running(c, now)],
         "problems": [f"{id}: {text}" for id, text in archive.problems.items()],
         "candidates": rows} | ({"llm": llm_spending(campaign)} if spending and (campaign.root / "llm.jsonl").exists() else {})
@@ -131,6 +132,10 @@ def status_text(data: dict[str, Any]) -> str:
     limit = f" of {b['run_hours_limit']:g}" if b["run_hours_limit"] else ""
     lines = [f"{data['campaign']}: {state}", f"candidates {b['proposed']}/{b['candidates']} proposed, {b['archived']} archived (with the baseline)"
              f"; {b['run_hours']:.2f}{limit} run hours; {b['wall_clock_min']:.0f} min since creation"]
+    if data["proposing_ended"] and not data["done"]:
+        lines.append(f"nothing new is proposed: {data['proposing_ended']}")
+    if data["inbox"]:
+        lines.append(f"packages in the inbox: {', '.join(data['inbox'])}; `poise-hpc run {data['campaign']}` takes them up")
     if llm := data.get("llm"):
         left = [f"{llm['cost_left']} left" if llm["cost_left"] is not None else "", f"{llm['tokens_left']} tokens left"
                 if llm["tokens_left"] is not None else ""]
