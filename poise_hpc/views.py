@@ -159,7 +159,7 @@ def progress_text(r: dict[str, Any]) -> str:
 def leaderboard_text(data: dict[str, Any]) -> str:
     rows = [[str(r["rank"]), r["id"], r["name"], ",".join(r["parents"]) or "-", interval(r["overall"], r["ci"]),
              "baseline" if r["id"] == BASELINE_ID else interval(r["delta"], r["delta_ci"], sign=True), str(r["seeds"]),
-             r["verdict"] if r["outcome"] == Outcome.SUCCEEDED else f"failed: {r['cause']}"] for r in data["rows"]]
+             "-" if r["id"] == BASELINE_ID else r["verdict"] if r["outcome"] == Outcome.SUCCEEDED else f"failed: {r['cause']}"] for r in data["rows"]]
     text = table(rows, ["rank", "id", "name", "parents", f"overall ({data['score']})", f"against {BASELINE_ID}", "seeds", "verdict"])
     return f"{text}\n[a, b]: 95 % intervals over training seeds, paired with {BASELINE_ID} in the difference.\narchive: {data['records']}"
 
