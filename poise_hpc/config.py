@@ -129,7 +129,7 @@ class Acquisition(Section):
     ucb_beta: float = 1.0               # standard deviations of optimism
     discount: Fraction = 0.7            # per generation, of a descendant's gain
     top_k: Positive = 3                 # descendants that count
-    pool: Positive = 512                # entries compared at most
+    pool: Positive = 256                # entries compared at most
 
 
 class Search(Section):

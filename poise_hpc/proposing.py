@@ -149,7 +149,7 @@ class Proposing:
         if base.score is None:
             raise PoiseError(f"the baseline {BASELINE_ID} failed ({base.cause}), so there is nothing to compare with; "
                              f"`poise-hpc show {campaign.root} {BASELINE_ID}` says why. Start another campaign")
-        if any(e.id == said.pinned and e.score for e in entries):
+        if said.pinned and any(e.id == said.pinned and e.score for e in entries):
             return {"parent": said.pinned, "explanation": "pinned by a person", "terms": []}
         barred = guidance.barred(said, entries)
         previous = files.read_json(campaign.candidates / candidate_id(number - 1) / "pick.json") if (number - 1) % search.per_parent else None

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Set up everything the tests need on this machine, then run them. Arguments go to pytest.
-#   scripts/test.sh                     all tests
+#   scripts/test.sh                     all but the soak tests (many random kills of a whole Slurm cluster)
+#   scripts/test.sh --all               those too
 #   scripts/test.sh -m "not slow"       the quick ones
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-scripts/setup.sh test
+scripts/setup.sh test math
 export PATH="$PATH:/usr/sbin:/sbin"
 if ! command -v slurmctld >/dev/null || ! command -v slurmd >/dev/null || ! command -v munged >/dev/null; then
   packages="munge slurmctld slurmd slurm-client"
@@ -18,4 +19,6 @@ if ! command -v slurmctld >/dev/null || ! command -v slurmd >/dev/null || ! comm
 fi
 # One thread per process: reproducible to the bit, and two busy thread pools on few cores slow each other down.
 export OMP_NUM_THREADS=1
-exec .venv/bin/python -m pytest -q "$@"
+marks=(-m "not soak")
+[ "${1:-}" = --all ] && { shift; marks=(); }
+exec .venv/bin/python -m pytest -q ${marks[@]+"${marks[@]}"} "$@"

@@ -23,8 +23,9 @@ namespaces = pytest.mark.skipif(not isolation.network_prefix(1), reason="no user
 def start(attempt: Path, **env: str) -> subprocess.Popen:
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SUBMITIT_"))}
     path = os.pathsep.join(filter(None, (h.HERE, os.environ.get("PYTHONPATH"))))
+    # Under nohup the tests inherit an ignored SIGHUP, which would outlive exec.
     return subprocess.Popen([sys.executable, str(Path(h.HERE) / "helpers_jobs.py"), str(attempt)], stdout=subprocess.PIPE, text=True,
-                            env=clean | {"PYTHONPATH": path} | env)
+                            env=clean | {"PYTHONPATH": path} | env, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL))
 
 
 def ended(process: subprocess.Popen, attempt: Path) -> dict:

@@ -347,6 +347,7 @@ def test_stand_alone_training_and_evaluation(real, tmp_path, cache):
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(600)
 def test_chaos(tmp_path):
     done = subprocess.run([sys.executable, str(REPO / "scripts" / "slurm_chaos.py"), "--candidates", "4", "--instants", "6", "--seed", "3", "--limit-s", "400",

@@ -20,7 +20,7 @@ from .columns import Columns, in_order
 from .features import Table
 
 
-SHORT = 128  # entries; four times as many are compared at most
+SHORT = 64   # entries; four times as many are compared at most
 
 
 @dataclass(frozen=True)
