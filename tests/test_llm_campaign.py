@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import random
 import signal
+import time
 from concurrent.futures import ProcessPoolExecutor
 from decimal import Decimal
 from pathlib import Path
@@ -200,7 +201,8 @@ def test_a_controller_killed_in_its_calls_pays_for_no_reply_twice(undisturbed, t
     def struck(number: int) -> None:
         if number in kill_at:
             os.kill(running[-1].pid, signal.SIGKILL)
-            running[-1].join()
+            while files.process_start(running[-1].pid) is not None:  # not join: the main thread joins, and only one learns the exit code
+                time.sleep(0.01)
 
     with LLMServer(Agent(FEW, struck)) as server:
         root = llm_campaign(tmp_path / "c", server.url, 4).root
