@@ -155,7 +155,7 @@ class Proposing:
         previous = files.read_json(campaign.candidates / candidate_id(number - 1) / "pick.json") if (number - 1) % search.per_parent else None
         if previous is not None and previous["parent"] not in barred:
             return previous | {"explanation": f"same parent as {candidate_id(number - 1)}: {search.per_parent} candidates a parent"}
-        chosen = choose_parent(entries, list(pending.items()), search.acquisition, rng, barred=barred,
+        chosen = choose_parent(entries, list(pending.items()), search.acquisition, rng, search.strategy, barred=barred,
                                objectives=guidance.objectives(said.directive))
         return {"parent": chosen.parent, "explanation": chosen.explanation, "terms": chosen.terms}
 
