@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,11 @@ def baseline(which: str) -> Draft:
     folder = Path(which)
     if folder.is_dir():
         return read_package(folder)
-    from .algorithms import seeds
+    from .algorithms import load, seeds
 
     text = seeds.source(which)
     proposal = Proposal(name=which.upper().replace("_", "-"), parents=(), hypothesis="The baseline that every candidate is paired with.",
-                        mechanisms=(), description=text.split('"""')[1].strip(), expected_effect="none: the reference", proposer="seed")
+                        mechanisms=load.declared_mechanisms({"algorithm.py": text}), description=text.split('"""')[1].strip(), expected_effect="none: the reference", proposer="seed")
     return Draft(proposal, {"algorithm.py": text})
 
 
@@ -39,7 +39,10 @@ def read_package(folder: Path) -> Draft:
         data = files.read_json(folder / "proposal.json") or {}
     except (CandidateError, files.CorruptFile) as error:
         raise UsageError(f"{folder} is no algorithm package: {getattr(error, 'message', error)}") from None
-    return Draft(read_proposal(data, folder), code)
+    draft = Draft(read_proposal(data, folder), code)
+    if "mechanisms" in data:
+        return draft
+    return replace(draft, proposal=replace(draft.proposal, mechanisms=load.declared_mechanisms(code)))
 
 
 def read_proposal(data: Any, folder: Path) -> Proposal:

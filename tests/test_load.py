@@ -5,7 +5,7 @@ import hashlib
 
 import pytest
 
-from poise_hpc.algorithms.load import MAX_BYTES, MAX_FILES, load, manifest, read_package, write_seed_package
+from poise_hpc.algorithms.load import MAX_BYTES, MAX_FILES, declared_mechanisms, load, manifest, read_package, write_seed_package
 from poise_hpc.algorithms.seeds import SEEDS, seed, source
 from poise_hpc.types import CandidateError
 
@@ -108,3 +108,10 @@ def test_an_import_error_shows_the_candidates_lines_only(tmp_path):
 @pytest.mark.parametrize("text", ["X = 1\n", "ALGORITHM = 3\n", "from poise_hpc.algorithms.grpo import GRPO\nALGORITHM = GRPO\n"])
 def test_an_instance_is_wanted(text, tmp_path):
     assert refused(write(tmp_path, {"algorithm.py": text})).cause == "no-algorithm"
+
+
+def test_mechanisms_are_read_without_running_the_package():
+    for name in SEEDS:
+        assert declared_mechanisms({"algorithm.py": source(name)}) == tuple(m.name for m in seed(name).mechanisms), name
+    assert declared_mechanisms({"algorithm.py": "raise SystemExit\nmechanisms: tuple = (Mechanism('a-b', 'kl'), other)"}) == ("a-b",)
+    assert declared_mechanisms({"algorithm.py": "mechanisms = (("}) == ()

@@ -240,3 +240,16 @@ def test_sequence_ratio_narrows_the_clip():
     assert make(["sequence-ratio"]).values["clip"] < 0.1 < make([]).values["clip"]
     algorithm = load(render(make(["sequence-ratio"]), "T"))
     assert algorithm.without("sequence-ratio").clip == 0.2
+
+
+def test_a_seed_that_was_added_is_a_parent_with_its_own_parts(tmp_path):
+    """Not GRPO under another name: its children keep what it has."""
+    from poise_hpc.algorithms.load import write_seed_package
+    from poise_hpc.algorithms.seeds import SEEDS
+    from poise_hpc.packages import baseline, read_package
+
+    for name in SEEDS:
+        write_seed_package(name, tmp_path / name)
+        added = of_proposal(read_package(tmp_path / name).proposal)
+        assert added == of_proposal(baseline(name).proposal), name
+        assert bool(added.chosen) == (name != "grpo"), name

@@ -134,6 +134,6 @@ def of_proposal(proposal: Proposal) -> Recipe:
     """The proposal's own recipe; for a foreign package the seed of that name or the parts that it names; else GRPO."""
     if (stated := proposal.details.get("recipe")) is not None:
         return make([n for n in stated["parts"].values() if n in parts()], stated["knobs"])
-    if proposal.name in SEEDS:
-        return make(SEEDS[proposal.name])
+    if (seed := proposal.name.upper().replace("_", "-")) in SEEDS:  # added by a person, it has its file's name
+        return make(SEEDS[seed])
     return make([name for name in proposal.mechanisms if name in parts()])

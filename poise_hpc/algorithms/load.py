@@ -5,6 +5,7 @@ attempts) are not the package's. The text that was read is what is run: no bytec
 """
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib
 import importlib.abc
@@ -42,6 +43,19 @@ def read_package(package_dir: Path) -> dict[str, str]:
 def manifest(package_dir: Path) -> dict[str, str]:
     """File name -> sha256 of its bytes."""
     return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in read_package(package_dir).items()}
+
+
+def declared_mechanisms(files: Mapping[str, str]) -> tuple[str, ...]:
+    """Names in the package's `mechanisms = (Mechanism("name", ...), ...)`, read and not run; () where they are not written out."""
+    try:
+        tree = ast.parse(files["algorithm.py"])
+    except (SyntaxError, ValueError):  # a finding of the gate's, not ours
+        return ()
+    written = [node.value for node in ast.walk(tree) if isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value is not None
+               and any(isinstance(t, ast.Name) and t.id == "mechanisms" for t in getattr(node, "targets", None) or [node.target])]
+    calls = [call for value in written[-1:] for call in ast.walk(value) if isinstance(call, ast.Call)
+             and isinstance(call.func, ast.Name) and call.func.id == "Mechanism" and call.args]
+    return tuple(c.args[0].value for c in calls if isinstance(c.args[0], ast.Constant) and isinstance(c.args[0].value, str))
 
 
 def write_seed_package(name: str, package_dir: Path) -> None:
