@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 from . import files, jobs, scheduler
 from . import site as sites
-from .scheduler import Gone, News, Queue, SchedulerSilent, Submitted
+from .scheduler import Gone, News, Queue, SchedulerSilent, Seen, Submitted
 from .site import Site
 from .types import PoiseError
 
@@ -44,6 +44,9 @@ class Cluster(Protocol):
         """What has become of each job."""
 
     def cancel(self, submitted: Sequence[Submitted]) -> None: ...
+
+    def clear(self) -> bool:
+        """Asked when all attempts have ended, until it is true: nothing of the campaign is left in the queue."""
 
 
 class LocalCluster:
@@ -107,16 +110,20 @@ class LocalCluster:
                 except ProcessLookupError:
                     pass
 
+    def clear(self) -> bool:
+        return True
+
 
 def for_campaign(campaign: Any) -> Cluster:
     """The cluster of the campaign's site file; this host without one."""
-    from .jobspec import job_prefix
+    from .jobspec import ended_attempt, job_prefix
 
     path = campaign.root / "site.yaml"
     site = sites.load(path) if path.exists() else Site(scheduler="local")
     if site.scheduler == "local":
         return LocalCluster(campaign.config.jobs.max_parallel)
-    return SlurmCluster(site, job_prefix(campaign), tell=lambda job, reason: campaign.log(job.attempt.parent.parent.name, "waits", f"{job.attempt.name}  {reason}"))
+    return SlurmCluster(site, job_prefix(campaign), tell=lambda job, reason: campaign.log(job.attempt.parent.parent.name, "waits", f"{job.attempt.name}  {reason}"),
+                        needless=lambda seen: ended_attempt(campaign, seen.name, seen.index, seen.id) is not None)
 
 
 class InlineCluster:
@@ -145,10 +152,17 @@ class InlineCluster:
     def cancel(self, submitted: Sequence[Submitted]) -> None:
         pass
 
+    def clear(self) -> bool:
+        return True
+
 
 # sbatch's words for "not now": the same submission may succeed later. Everything else is a wrong request.
 NOT_NOW = re.compile(r"unable to contact slurm controller|timed? ?-?out|temporar|try again|submitjob|transport endpoint|connection refused|"
                      r"zero bytes|slurm_persist|partition not available|currently disabled|job limit", re.IGNORECASE)
+
+
+LINGER_S = 120.0  # an ended attempt's job that still runs: srun and submitit need seconds
+GIVE_UP_S = 600.0  # a queue that does not empty, or a scheduler that does not answer, when the campaign is over
 
 
 class SlurmCluster:
@@ -158,11 +172,13 @@ class SlurmCluster:
     poll_s, idle_s, on_this_host = 1.0, 1.0, False
 
     def __init__(self, site: Site, prefix: str, call: Callable[[list[str]], str] = scheduler.run, clock: Callable[[], float] = time.time,
-                 tell: Callable[[Submitted, str], None] = lambda job, reason: None):
-        self.site, self.call, self.clock = site, call, clock
+                 tell: Callable[[Submitted, str], None] = lambda job, reason: None, needless: Callable[[Seen], bool] = lambda seen: False):
+        self.site, self.call, self.clock, self.needless = site, call, clock, needless
         self.slots = site.max_submit
         self.queue = Queue(prefix, site.poll_s, site.result_lag_s, call, clock, tell)
         self._not_before, self._patience_s = 0.0, 15.0  # after "not now"
+        self._over_since: float | None = None           # all attempts have ended
+        self._lingering: dict[str, float] = {}          # job id -> since when it is known to run for an attempt that has ended
 
     # --- submission
 
@@ -225,8 +241,32 @@ class SlurmCluster:
         return {"job_id": seen.id, "executor": "slurm", "time": self.clock(), "adopted": True} if seen else None
 
     def alive(self, submitted: Sequence[Submitted]) -> Mapping[Path, News]:
-        self.queue.ask(submitted)
+        self._over_since = None
+        if self.queue.ask(submitted):
+            self._tidy(submitted)
         return {job.attempt: self._withdrawn(job, self.queue.news(job)) for job in submitted}
+
+    def _tidy(self, submitted: Sequence[Submitted]) -> list[Seen]:
+        """Cancel jobs whose attempt has ended: a scheduler that was killed, or a requeue, brings them back, and one that is
+        held would stay for ever. What runs gets LINGER_S to end by itself. Returns what is left of the campaign in the queue."""
+        now, left = self.clock(), self.queue.beside(submitted)
+        needless = {seen.id: seen for seen in left if self.needless(seen)}
+        self._lingering = {id: self._lingering.get(id, now) for id in needless}
+        ids = [id for id, seen in needless.items() if seen.waits or now - self._lingering[id] >= LINGER_S]
+        for i in range(0, len(ids), 500):
+            try:
+                self.call(["scancel", *ids[i:i + 500]])
+            except SchedulerSilent:
+                break  # the next look finds them again
+        return list(needless.values())
+
+    def clear(self) -> bool:
+        """Also true when GIVE_UP_S are over: what is left would find its attempt ended, and end."""
+        if first := self._over_since is None:
+            self._over_since = self.clock()
+        if self.queue.ask([], soon=first):
+            return not self._tidy([])
+        return self.clock() - self._over_since >= GIVE_UP_S or "No such file" in self.queue.silence  # a machine without Slurm
 
     def _withdrawn(self, job: Submitted, news: News) -> News:
         """A job that Slurm holds for good is taken out of the queue before it counts as gone: nobody else would."""

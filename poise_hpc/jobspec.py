@@ -62,6 +62,18 @@ def job_prefix(campaign: Campaign) -> str:
     return f"poise-{label}-{int(campaign.meta['created'] * 1000):x}-"
 
 
+def ended_attempt(campaign: Campaign, name: str, index: int | None, job_id: str) -> Path | None:
+    """The attempt that a job of this campaign was submitted for, if it has its result. None, too, if `job_id` is another job
+    than the one submitted for it: somebody's own, of the same name."""
+    owner = name.removeprefix(job_prefix(campaign)).partition("-")[0]
+    folder = campaign.root / HOME if owner == HOME else campaign.candidates / owner
+    for path in folder.glob("attempts/*/intent.json"):
+        intent, submitted = files.read_json(path), files.read_json(path.with_name("submitted.json"))
+        if (intent["name"], intent["index"]) == (name, index) and (submitted is None or submitted["job_id"] == job_id):
+            return path.parent if path.with_name("result.json").exists() else None
+    return None
+
+
 def announce(campaign: Campaign, home: Candidate, wanted: list[tuple[Candidate, str]]) -> list[Attempt]:
     """Create the attempts' folders whole (job.json, intent.json), one job name for all: from here on a restarted
     controller knows of them. More than one is an array, in this order."""

@@ -61,6 +61,11 @@ class Seen:
         return self.state == "PENDING" and LAUNCH_FAILED.search(self.reason) is not None
 
     @property
+    def waits(self) -> bool:
+        """In the queue without a node, perhaps held there."""
+        return self.state in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT")
+
+    @property
     def over(self) -> bool:
         return self.state in FINAL or self.launch_failed
 
@@ -92,6 +97,7 @@ class Queue:
         self._missing: dict[Path, float] = {}       # attempt -> since when its job is not queued or running
         self._states: dict[str, str] = {}           # job id -> final state, from sacct; "": it knows none
         self._explained_last = False                # the last query was an `sacct`
+        self.silence = ""                           # why the last squeue gave no answer
         self._told: set[tuple[Path, str]] = set()
 
     def find(self, job: Submitted) -> Seen | None:
@@ -119,20 +125,26 @@ class Queue:
             return ended(job, job.job_id, state)
         return False if state == "" or now - since >= self.lag_s + ACCOUNTING_PATIENCE_S else None
 
-    def ask(self, jobs: Sequence[Submitted]) -> None:
-        """Ask, if it is time to."""
+    def ask(self, jobs: Sequence[Submitted], soon: bool = False) -> bool:
+        """Ask, if it is time to; `soon`: unless a minute's questions are used up. True: squeue has answered now."""
         now = self.clock()
         while self._calls and now - self._calls[0] >= 60.0:
             self._calls.popleft()
-        if self._calls and (now - self._calls[-1] < self.poll_s or len(self._calls) >= self._limit):
-            return
+        if self._calls and ((now - self._calls[-1] < self.poll_s and not soon) or len(self._calls) >= self._limit):
+            return False
         if self._jobs_to_explain(jobs) and not self._explained_last and self._calls:
             self._explain(jobs)
-        else:
-            first = not self._calls
-            self.look(jobs)
-            if first and self._jobs_to_explain(jobs):
-                self._explain(jobs)
+            return False
+        first = not self._calls
+        answered = self.look(jobs)
+        if first and self._jobs_to_explain(jobs):
+            self._explain(jobs)
+        return answered
+
+    def beside(self, jobs: Sequence[Submitted]) -> list[Seen]:
+        """This campaign's jobs at the last answer that have not ended and are none of `jobs`."""
+        ours = {seen.id for job in jobs if (seen := self.find(job))}
+        return [seen for seen in self._jobs.values() if seen.state not in FINAL and seen.id not in ours]
 
     @property
     def _limit(self) -> int:
@@ -144,8 +156,10 @@ class Queue:
         self._explained_last = False
         try:
             text = self.call(["squeue", "--noheader", "--array", "--states=all", f"--user={os.getuid()}", "--format=%i|%T|%r|%j"])
-        except SchedulerSilent:
+        except SchedulerSilent as silent:
+            self.silence = str(silent)
             return False
+        self.silence = ""
         lines = [Seen(*line.split("|", 3)) for line in text.splitlines() if line.count("|") >= 3]
         self._jobs = {seen.id: seen for seen in lines if seen.name.startswith(self.prefix)}
         for job in jobs:

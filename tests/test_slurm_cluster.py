@@ -6,8 +6,9 @@ import stat
 from pathlib import Path
 
 import pytest
+from helpers_campaign import campaign
 
-from poise_hpc import scheduler, site
+from poise_hpc import jobspec, scheduler, site
 from poise_hpc.cluster import SlurmCluster
 from poise_hpc.scheduler import FINAL, Gone, SchedulerSilent, Submitted, elements
 from poise_hpc.types import Outcome, PoiseError
@@ -293,6 +294,93 @@ def test_a_held_job_counts_as_gone_only_when_it_is_cancelled(slurm, tmp_path):
     assert after(slurm, 60, fake, one) is None
     away.clear()
     assert after(slurm, 1, fake, one).cause == "launch-failed"
+
+
+# --- jobs of attempts that have ended
+
+
+def tidying(slurm: FakeSlurm, ended: set[str], **change) -> SlurmCluster:
+    return SlurmCluster(site.parse({"poll_s": 30} | change), PREFIX, slurm, lambda: slurm.now, needless=lambda seen: seen.id in ended)
+
+
+def test_a_waiting_job_of_an_ended_attempt_is_cancelled_with_the_same_look(slurm, tmp_path):
+    """A killed slurmctld brings back what has ended: waiting, held, or requeued. In flight, strange and ended jobs stay."""
+    fake, one = tidying(slurm, {"7", "8", "9", "10", "11"}), job(tmp_path)
+    slurm.queue = (line("7", "PENDING") + line("8", "PENDING", "c0002-check-1", "launch failed requeued held") + line("9", "REQUEUE_HOLD", "c0003-check-1")
+                   + line("10", "RUNNING", "c0004-check-1") + line("11", "COMPLETED", "c0005-check-1") + line("12", "PENDING", "c0006-check-1"))
+    assert news(fake, one) is True  # 7 is in flight
+    assert slurm.cancelled == [["8", "9"]] and slurm.count("squeue") == 1
+
+
+def test_a_running_job_of_an_ended_attempt_gets_two_minutes(slurm):
+    fake = tidying(slurm, {"7"})
+    slurm.queue = line("7", "RUNNING")
+    for second in range(0, 150, 30):
+        slurm.now = 1000.0 + second
+        fake.alive([])
+        assert slurm.cancelled == ([["7"]] if second == 120 else [])
+
+
+def test_a_failed_scancel_is_repeated(slurm):
+    away = [True]
+
+    def call(arguments):
+        if arguments[0] == "scancel" and away:
+            raise SchedulerSilent("Unable to contact slurm controller")
+        return slurm(arguments)
+
+    fake = SlurmCluster(site.parse({"poll_s": 30}), PREFIX, call, lambda: slurm.now, needless=lambda seen: True)
+    slurm.queue = line("7", "PENDING")
+    fake.alive([])
+    away.clear()
+    slurm.now += 30
+    fake.alive([])
+    assert slurm.cancelled == [["7"]]
+
+
+def test_a_campaign_is_over_when_the_queue_holds_nothing_of_it(slurm):
+    fake = tidying(slurm, {"7", "8"})
+    slurm.queue = line("7", "RUNNING") + line("8", "PENDING", "c0002-check-1") + line("9", "PENDING", "c0003-check-1")  # 9: somebody's own
+    fake.alive([])
+    seen = []
+    for second in range(91):
+        slurm.now = 1001.0 + second
+        if second == 70:
+            slurm.queue = line("9", "PENDING", "c0003-check-1")
+        seen.append(fake.clear())
+    assert slurm.cancelled[0] == ["8"] and seen.index(True) == 89  # 1000 alive, 1001 at once, then every 30 s: 1060 and 1090
+    times = [t for t, name in slurm.calls if name == "squeue"]
+    assert max(sum(t <= u < t + 60 for u in times) for t in times) <= 2
+
+
+def test_a_queue_that_does_not_empty_or_answer_is_left_after_ten_minutes(slurm):
+    for slurm.queue in (line("7", "COMPLETING"), SchedulerSilent("Unable to contact slurm controller")):
+        fake, begun = tidying(slurm, {"7"}), slurm.now
+        while not fake.clear():
+            slurm.now += 1
+        assert 600 <= slurm.now - begun <= 602
+    slurm.queue = SchedulerSilent("[Errno 2] No such file or directory: 'squeue'")
+    assert tidying(slurm, {"7"}).clear()  # a machine without Slurm: nothing to ask
+
+
+@pytest.mark.parametrize(("name", "index", "id", "ended"), [
+    ("c0001-check-1", None, "5", True), ("c0001-check-1", None, "6", False), ("c0001-train-s0-1", 0, "8_0", True), ("c0001-train-s0-1", 1, "8_1", False),
+    ("c0001-train-s0-2", None, "9", True), ("c0001-check-2", None, "5", False), ("c0002-check-1", None, "5", False), ("prepare-prepare-1", None, "4", True)])
+def test_whose_attempt_has_ended(tmp_path, name, index, id, ended):
+    """By name, index and, where it was written down, the id: somebody's own job of the same name is another one."""
+    made = campaign(tmp_path / "my campaign")
+    for owner, attempt, first, place, job_id, result in [
+            ("candidates/c0001", "check-1", "c0001-check-1", None, "5", True), ("candidates/c0001", "train-s0-1", "c0001-train-s0-1", 0, "8_0", True),
+            ("candidates/c0001", "train-s1-1", "c0001-train-s0-1", 1, "8_1", False), ("candidates/c0001", "train-s0-2", "c0001-train-s0-2", None, None, True),
+            ("prepare", "prepare-1", "prepare-prepare-1", None, "4", True)]:
+        folder = made.root / owner / "attempts" / attempt
+        folder.mkdir(parents=True)
+        scheduler.files.write_json(folder / "intent.json", {"name": jobspec.job_prefix(made) + first, "index": place})
+        if job_id:
+            scheduler.files.write_json(folder / "submitted.json", {"job_id": job_id})
+        if result:
+            scheduler.files.write_json(folder / "result.json", {})
+    assert (jobspec.ended_attempt(made, jobspec.job_prefix(made) + name, index, id) is not None) is ended
 
 
 # --- cancel
