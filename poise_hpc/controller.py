@@ -344,7 +344,7 @@ def drive(controller: Controller, sleep: Callable[[float], None], lock: Any, wat
     while True:
         moved = controller.step()
         lock.touch()
-        if controller.finished:
+        if controller.finished and controller.cluster.clear():
             return
         watch()
         if not moved:
