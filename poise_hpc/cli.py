@@ -91,6 +91,7 @@ def step(campaign: Path, as_json: bool) -> None:
     """Go on as far as is possible now, for cron, scrontab or a self-resubmitting job. With an LLM it waits for the calls it makes."""
     from . import views
     from .campaign import Campaign
+    from .controller import drive
 
     opened = Campaign.open(campaign)
     with opened.lock() as lock:
@@ -100,6 +101,8 @@ def step(campaign: Path, as_json: bool) -> None:
         if controller.thinking.threads:  # what the agent was asked for is waited for, and taken
             controller.thinking.settle(lock.touch)
             controller.step()
+        if controller.finished:
+            drive(controller, time.sleep, lock)  # the scheduler's queue is to hold nothing of it
     emit(views.status(opened), as_json, views.status_text)
     held_exit(controller)
 
