@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from .types import Outcome
 POLL_S = 0.2
 GRACE_S = 60.0     # between a stop signal and the kill: one training step and a checkpoint fit
 FILE_GB = 64.0
+BEAT, STALE_CACHE_S = ".poise-beat", 24 * 3600.0  # a job's caches on a node, and how long they may go without its heartbeat
 FATAL = tuple(-number for number in (signal.SIGSEGV, signal.SIGFPE, signal.SIGABRT, signal.SIGBUS, signal.SIGILL))  # as exit codes
 
 
@@ -116,6 +118,8 @@ class Supervisor:
         self.started = time.time()
         self.stop_signal_at: float | None = None
         self.fenced = False
+        # The node's caches of this job; its first rank there looks after them.
+        self.cache = os.environ.get("POISE_JOB_CACHE", "") if me.local_rank == 0 else ""
 
     def run(self) -> str:
         for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -140,6 +144,9 @@ class Supervisor:
             if landlock:
                 isolation.restrict_writes(writable)
 
+        if self.cache:
+            remove_stale_caches(self.cache, self.started)
+
         env = isolation.environment(os.environ, self.attempt, self._rendezvous() | {
             "OMP_NUM_THREADS": str(self.job["threads"]), "POISE_JOB_NETWORK": walls["network"],
             "POISE_JOB_RESTART": str(self.me.restart), **self.job.get("environment", {})})
@@ -148,8 +155,8 @@ class Supervisor:
                 [*prefix, sys.executable, "-X", "faulthandler", "-m", "poise_hpc.worker", str(self.attempt)], env=env,
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, preexec_fn=before_exec, start_new_session=True)
             ended = self._watch(worker)
-        if self.me.local_rank == 0:
-            remove_caches(os.environ.get("POISE_JOB_CACHE", ""))
+        if self.cache:
+            remove_caches(self.cache)
         if self.me.rank != 0:
             if self._outcome(self.me.rank) is None:
                 files.write_json(self.attempt / f"outcome-{self.me.rank}.json",
@@ -206,6 +213,9 @@ class Supervisor:
                     _kill(worker)
                 elif self.me.rank == 0:
                     files.write_json(self.attempt / "heartbeat.json", {"time": now, "restart": self.me.restart}, sync=False)
+                if self.cache:
+                    with suppress(OSError):  # a full node disk is the worker's to report
+                        Path(self.cache, BEAT).touch()
                 if kill_at is None and self._other_rank_failed():
                     kill_at = now + 10.0    # a collective without it never ends; time to write an own outcome
                 if not ended and now - self.started > self.limits["seconds"]:
@@ -305,9 +315,22 @@ def remove_caches(folder: str) -> None:
         for name in isolation.CACHES.values():
             shutil.rmtree(Path(folder, name), ignore_errors=True)
         try:
+            Path(folder, BEAT).unlink(missing_ok=True)
             os.rmdir(folder)
         except OSError:
             pass
+
+
+def remove_stale_caches(folder: str, now: float) -> None:
+    """What killed jobs of this user left on this node: folders beside `folder` with a heartbeat that stopped long ago.
+
+    A folder without one is not ours to judge: it may belong to a server of slurm/, or to somebody's own work.
+    """
+    for beside in os.scandir(Path(folder).parent):
+        with suppress(OSError):  # no heartbeat in it, or another job was quicker
+            mine = beside.is_dir(follow_symlinks=False) and beside.stat(follow_symlinks=False).st_uid == os.getuid()
+            if mine and beside.name != Path(folder).name and now - os.lstat(Path(beside, BEAT)).st_mtime > STALE_CACHE_S:
+                remove_caches(beside.path)
 
 
 def port_of(me: Place) -> int:

@@ -257,3 +257,41 @@ def test_a_full_disk_is_an_infrastructure_error(tmp_path):
 
 def _read(path: Path) -> str:
     return path.read_text() if path.exists() else ""
+
+
+# --- caches on a node
+
+def test_caches_that_killed_jobs_left_on_the_node_go_with_the_next_job(tmp_path):
+    """Only folders with a heartbeat that stopped a day ago; a running job's, a server's, and what else lies there stay."""
+    day, node = time.time() - jobs.STALE_CACHE_S, tmp_path / "node"
+    for name, beat in {"dead": day - 100, "alive": day + 1000, "server": None, "dead but used": day - 100}.items():
+        (node / name / "triton").mkdir(parents=True)
+        (node / name / "triton" / "kernel").write_text("x")
+        if beat is not None:
+            (node / name / jobs.BEAT).touch()
+            os.utime(node / name / jobs.BEAT, (beat, beat))
+    (node / "dead but used" / "notes.txt").write_text("a person's")
+    (node / "link").symlink_to(node / "dead")
+    (node / "a file").touch()
+    attempt = h.write_job(tmp_path / "a", "nothing")
+    assert ended(start(attempt, POISE_JOB_CACHE=str(node / "mine")), attempt)["outcome"] == Outcome.SUCCEEDED
+    assert sorted(p.name for p in node.iterdir()) == ["a file", "alive", "dead but used", "link", "server"]
+    assert [p.name for p in (node / "dead but used").iterdir()] == ["notes.txt"]
+    assert (node / "alive" / "triton" / "kernel").exists()
+
+
+def test_a_running_jobs_cache_has_a_heartbeat_and_a_killed_ones_keeps_it(tmp_path):
+    attempt, cache = h.write_job(tmp_path / "a", "hangs"), tmp_path / "node" / "mine"
+    process = start(attempt, POISE_JOB_CACHE=str(cache))
+    first = until((cache / jobs.BEAT).exists, "no heartbeat") and (cache / jobs.BEAT).stat().st_mtime_ns
+    until(lambda: (cache / jobs.BEAT).stat().st_mtime_ns > first, "it beats once only")
+    process.kill()
+    process.communicate(timeout=60)
+    assert (cache / jobs.BEAT).exists()
+
+
+def test_a_requeued_jobs_own_stale_cache_stays(tmp_path):
+    (cache := tmp_path / "node" / "mine").mkdir(parents=True)
+    (cache / jobs.BEAT).touch()
+    jobs.remove_stale_caches(str(cache), time.time() + 2 * jobs.STALE_CACHE_S)
+    assert (cache / jobs.BEAT).exists()
