@@ -44,7 +44,7 @@ def check(folder: Path) -> dict[str, Any]:
                 "walls": result["walls"], **listed}
 
 
-def dry_run(campaign: Path, config_file: Path | None, site_file: Path | None) -> dict[str, Any]:
+def dry_run(campaign: Path, config_file: Path | None = None, site_file: Path | None = None) -> dict[str, Any]:
     """What each stage's submission looks like: the exact sbatch text, or the local command. Creates nothing."""
     from . import jobspec
     from . import site as sites

@@ -1,0 +1,4 @@
+"""`python -m poise_hpc.cli`."""
+from . import main
+
+main()

@@ -1,0 +1,52 @@
+"""An entry again, on fresh seeds, without a mechanism, elsewhere; a whole campaign again from its transcript."""
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from .common import CANDIDATE, FILE, FOLDER, as_json, campaign_argument, emit
+from .driving import drive, held_exit
+
+
+def derived(kind: str, text: str, config_needed: bool = False) -> click.Command:
+    @click.command(name=kind, help=text)
+    @campaign_argument
+    @click.argument("candidate", type=CANDIDATE)
+    @click.option("--seeds", type=click.IntRange(1), help="Number of paired training seeds.")
+    @click.option("--config", "config_file", type=FILE, required=config_needed, help="Another setting to run in.")
+    @as_json
+    def command(campaign: Path, candidate: str, seeds: int | None, config_file: Path | None, as_json: bool) -> None:
+        from .. import derived
+        from ..campaign import Campaign
+
+        target = derived.create(kind, Campaign.open(campaign), candidate, seeds, config_file)
+        controller = drive(target, as_json)
+        emit(derived.report(kind, target), as_json, derived.report_text)
+        held_exit(controller)
+
+    return command
+
+
+rerun = derived("rerun", "Repeat an entry from its record alone. Trains and evaluates again, and compares the numbers.")
+confirm = derived("confirm", "A winner on fresh seeds and unseen prompts. Against the baseline; selection never saw the prompts.")
+ablate = derived("ablate", "A winner with each of its mechanisms switched off. In turn, on paired seeds.")
+transfer = derived("transfer", "A winner against the baseline in another setting. Which one says --config.", config_needed=True)
+
+
+@click.command()
+@campaign_argument
+@click.argument("new", type=FOLDER)
+@as_json
+def replay(campaign: Path, new: Path, as_json: bool) -> None:
+    """Run a finished LLM campaign again, as NEW. From its transcript: no endpoint, no cost; and compare the archives."""
+    from .. import replaying
+    from ..campaign import Campaign
+
+    origin = Campaign.open(campaign)
+    target = replaying.create(origin, new)
+    held_exit(drive(target, as_json))
+    data = replaying.compare(origin, target)
+    emit(data, as_json, replaying.compare_text)
+    sys.exit(1 if data["different"] else 0)

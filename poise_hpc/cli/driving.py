@@ -1,0 +1,128 @@
+"""A controller at work in this process: built, told to stop by signals, watched."""
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..types import PoiseError, UsageError
+from .common import HELD
+
+
+def open_or_create(root: Path, config_file: Path | None, max_candidates: int | None, cache_dir: Path | None) -> tuple[Any, Any]:
+    """The campaign, and the config that an existing one is to adopt."""
+    from .. import config as configuration
+    from .. import packages
+    from ..campaign import Campaign
+    from ..tasks.base import load_task
+
+    config = configuration.load(config_file) if config_file else None
+    if max_candidates is not None:
+        base = config or (Campaign.open(root).config if (root / "campaign.json").exists() else configuration.Config())
+        config = configuration.parse(configuration.overlay(base.dump(), {"search": {"candidates": max_candidates}}))
+    if (root / "campaign.json").exists():
+        return Campaign.open(root), config
+    config = config or configuration.Config()
+    # A wrong task, option, split, baseline or model folder: said before anything is created.
+    load_task(config)
+    packages.baseline(config.search.baseline)
+    if config.model.path is not None and not (Path(config.model.path) / "config.json").is_file():
+        raise UsageError(f"model.path: {config.model.path} is no Hugging Face model folder (it has no config.json)")
+    cache = Path(os.path.abspath(cache_dir or Path.home() / ".cache" / "poise_hpc"))
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PoiseError(f"cannot create the cache folder {cache}: {error.strerror}. Give another with --cache-dir") from None
+    return Campaign.create(root, config, cache_dir=str(cache)), None
+
+
+def build(campaign: Any, say: Callable[[str], None], thinks: bool = True) -> Any:
+    """The campaign's controller. `thinks=False`: for carrying out orders only, where there may be no endpoint and no key."""
+    from ..agent.offline import OfflineProposer
+    from ..cluster import for_campaign
+    from ..controller import Controller
+
+    llm = thinks and campaign.config.search.proposer == "llm"
+    return Controller(campaign, for_campaign(campaign), llm_proposer(campaign) if llm else OfflineProposer(), say=say, threads=llm)
+
+
+def llm_proposer(campaign: Any) -> Any:
+    """The language model; in a replay, what it once said."""
+    from ..agent.llm_proposer import LLMProposer
+    from ..llm import Client
+    from ..replay import Replay
+    from ..transcript import Transcript
+
+    settings, transcript = campaign.config.agent, Transcript(campaign.root / "llm.jsonl", time.time)
+    llm = Replay(settings, transcript) if "replay_of" in campaign.meta else Client(settings, transcript, seed=campaign.config.search.seed)
+    return LLMProposer(llm, campaign.config, campaign.root)
+
+
+def drive(campaign: Any, as_json: bool, config: Any = None, site_file: Path | None = None) -> Any:
+    """Loop until the campaign is done or held; the controller that did it. First a new config and site file are taken over."""
+    from .. import controller as loop
+
+    with campaign.lock() as lock:  # first: a controller that is refused has changed nothing
+        if config is not None:
+            campaign.adopt(config)
+        if site_file is not None:
+            campaign.set_site(site_file)
+        controller = build(campaign, say=lambda line: click.echo(line, err=as_json))
+        stop_on_signal(controller)
+        loop.drive(controller, time.sleep, lock, watch=Progress(campaign, quiet=as_json))
+    return controller
+
+
+def stop_on_signal(controller: Any) -> None:
+    """Ctrl-C, TERM and a closed terminal: ask this host's jobs to save and stop (a scheduler's go on), then leave. The next `run` goes on from there."""
+    def leave(number: int, frame: Any) -> None:
+        running = [controller.submitted(a) for _, a in controller.in_flight()] if controller.cluster.on_this_host else []
+        controller.cluster.cancel(running)
+        controller.event("campaign", "stopped", f"by signal {number}; {len(running)} jobs asked to save and stop")
+        raise SystemExit(128 + number)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup
+            signal.signal(number, leave)
+
+
+class Progress:
+    """Every few seconds: what runs, how far it is, and when the campaign will be done."""
+
+    def __init__(self, campaign: Any, quiet: bool, every_s: float = 5.0):
+        self.campaign, self.quiet, self.every_s = campaign, quiet, every_s
+        self.last = self.begun = time.monotonic()
+        self.archived_at_start: int | None = None
+
+    def __call__(self) -> None:
+        now = time.monotonic()
+        if self.quiet or now - self.last < self.every_s:
+            return
+        self.last = now
+        from .. import views
+
+        data = views.status(self.campaign, spending=False)
+        b = data["budget"]
+        if self.archived_at_start is None:
+            self.archived_at_start = b["archived"]
+        done = b["archived"] - self.archived_at_start
+        left = b["expected"] - b["archived"]
+        eta = f"  campaign ETA {(now - self.begun) * left / done / 60:.1f} min" if done else ""
+        jobs = "; ".join(views.progress_text(r) for r in data["running"])
+        click.echo(f"  .. archived {b['archived']}/{b['expected']}{eta}  |  {jobs}")
+
+
+def held_exit(controller: Any) -> None:
+    if controller.thinking.blocked:
+        click.echo(f"held: the agent: {controller.thinking.blocked}", err=True)
+        sys.exit(HELD)
+    if controller.held:
+        for candidate in controller.held:
+            click.echo(f"held: {candidate.id} at {candidate.held_from}: {candidate.cause}: {candidate.message}", err=True)
+        sys.exit(HELD)

@@ -1,0 +1,77 @@
+"""Look at a campaign; nothing here writes to it."""
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import click
+
+from .common import CANDIDATE, CandidateId, as_json, campaign_argument, emit
+
+
+@click.command()
+@campaign_argument
+@as_json
+def status(campaign: Path, as_json: bool) -> None:
+    """Where the campaign is: budget, candidates, running jobs."""
+    from .. import views
+    from ..campaign import Campaign
+
+    emit(views.status(Campaign.open(campaign)), as_json, views.status_text)
+
+
+@click.command()
+@campaign_argument
+@click.option("--every", type=click.FloatRange(min=0.1), default=2.0, show_default=True, help="Seconds between looks.")
+@as_json
+def watch(campaign: Path, every: float, as_json: bool) -> None:
+    """`status` again and again, until the campaign is done. With --json: one line a look."""
+    from .. import views
+    from ..campaign import Campaign
+
+    opened = Campaign.open(campaign)
+    while True:
+        data = views.status(opened)
+        if not as_json:
+            click.clear()
+        click.echo(json.dumps(data, default=str) if as_json else views.status_text(data))
+        if data["done"]:
+            return
+        time.sleep(every)
+
+
+@click.command()
+@campaign_argument
+@as_json
+def leaderboard(campaign: Path, as_json: bool) -> None:
+    """Archived candidates by score, against the baseline. With intervals over training seeds, paired in the difference."""
+    from .. import views
+    from ..campaign import Campaign
+
+    emit(views.leaderboard(Campaign.open(campaign)), as_json, views.leaderboard_text)
+
+
+@click.command()
+@campaign_argument
+@click.argument("candidate", type=CANDIDATE)
+@as_json
+def show(campaign: Path, candidate: str, as_json: bool) -> None:
+    """Everything about one candidate. Proposal, why this parent, score, reflection, attempts."""
+    from .. import views
+    from ..campaign import Campaign
+
+    emit(views.show(Campaign.open(campaign), candidate), as_json, views.show_text)
+
+
+@click.command()
+@campaign_argument
+@click.argument("candidate", type=CandidateId("prepare"))
+@click.option("--lines", type=click.IntRange(1), default=40, show_default=True, help="Of each attempt's log, the last ones.")
+@as_json
+def logs(campaign: Path, candidate: str, lines: int, as_json: bool) -> None:
+    """The logs of a candidate's attempts. CANDIDATE `prepare` is the campaign's own job."""
+    from .. import views
+    from ..campaign import Campaign
+
+    emit(views.logs(Campaign.open(campaign), candidate, lines), as_json, views.logs_text)

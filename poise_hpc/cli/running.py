@@ -1,0 +1,55 @@
+"""Drive a campaign: `run`, `step`."""
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .common import FILE, FOLDER, as_json, campaign_argument, dry_run_option, emit, site_option
+from .driving import build, drive, held_exit, open_or_create
+
+
+@click.command()
+@campaign_argument
+@click.option("--config", "config_file", type=FILE, help="YAML; defaults are the base lab.")
+@site_option
+@click.option("--max-candidates", type=click.IntRange(0), help="Raise or lower search.candidates.")
+@dry_run_option
+@click.option("--cache-dir", type=FOLDER, envvar="POISE_CACHE_DIR", help="Warm-started models. [~/.cache/poise_hpc]")
+@as_json
+def run(campaign: Path, config_file: Path | None, site_file: Path | None, max_candidates: int | None, dry_run: bool,
+        cache_dir: Path | None, as_json: bool) -> None:
+    """Create CAMPAIGN if it is new, and loop until its budget is spent. Safe to kill and repeat."""
+    from .. import standalone, views
+
+    if dry_run:
+        return emit(standalone.dry_run(campaign, config_file, site_file), as_json, standalone.dry_run_text)
+    opened, config = open_or_create(campaign, config_file, max_candidates, cache_dir)
+    controller = drive(opened, as_json, config, site_file)
+    emit(views.leaderboard(opened), as_json, views.leaderboard_text)
+    held_exit(controller)
+
+
+@click.command()
+@campaign_argument
+@dry_run_option
+@as_json
+def step(campaign: Path, dry_run: bool, as_json: bool) -> None:
+    """Go on as far as is possible now, for cron.
+
+    Or for scrontab or a self-resubmitting job. With an LLM it waits for the calls it makes."""
+    from .. import standalone, views
+    from ..campaign import Campaign
+
+    opened = Campaign.open(campaign)
+    if dry_run:
+        return emit(standalone.dry_run(campaign), as_json, standalone.dry_run_text)
+    with opened.lock() as lock:
+        controller = build(opened, say=lambda line: click.echo(line, err=as_json))
+        while controller.step():  # until nothing moves: the next call may be minutes away
+            lock.touch()
+        if controller.thinking.threads:  # what the agent was asked for is waited for, and taken
+            controller.thinking.settle(lock.touch)
+            controller.step()
+    emit(views.status(opened), as_json, views.status_text)
+    held_exit(controller)

@@ -1,0 +1,148 @@
+"""Change a campaign: orders and guidance, through its inbox. Carried out here unless a controller is at work."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..types import UsageError
+from .common import CANDIDATE, PACKAGE, CandidateId, as_json, campaign_argument, emit
+from .driving import build
+
+
+@click.command()
+@campaign_argument
+@click.argument("folder", type=PACKAGE)
+@click.option("--parent", type=CANDIDATE, help="Candidate it descends from.")
+@as_json
+def add(campaign: Path, folder: Path, parent: str | None, as_json: bool) -> None:
+    """Put an own algorithm package into the pipeline. It gets the same checks, training, evaluation and archive."""
+    from .. import orders
+    from ..campaign import Campaign
+
+    opened = Campaign.open(campaign)
+    if parent is not None:
+        opened.load(parent)
+    emit({"inbox": str(orders.package(opened, folder, parent))}, as_json,
+         lambda d: f"{folder} is in the inbox; `poise-hpc run {campaign}` takes it up")
+
+
+def order(kind: str, text: str, whole: bool) -> click.Command:
+    @click.command(name=kind, help=text)
+    @campaign_argument
+    @click.argument("candidate", type=CandidateId("prepare"), required=not whole)
+    @as_json
+    def command(campaign: Path, candidate: str | None, as_json: bool) -> None:
+        from .. import orders
+        from ..campaign import Campaign
+        from ..types import Stage
+
+        opened = Campaign.open(campaign)
+        if candidate not in (None, "prepare") and opened.load(candidate).stage == Stage.ARCHIVED:
+            raise UsageError(f"{candidate} is archived: there is nothing to {kind}")
+        orders.give(opened, kind, candidate)
+        settle(opened, as_json)
+
+    return command
+
+
+retry = order("retry", "Go on with what is held. One CANDIDATE, or all.", whole=True)
+hold = order("hold", "Stop one CANDIDATE's jobs. It waits for `retry`.", whole=False)
+cancel = order("cancel", "Stop all jobs and propose nothing new. Or stop one CANDIDATE's jobs. `retry` goes on, `drain --off` proposes again.",
+               whole=True)
+
+
+@click.command()
+@campaign_argument
+@click.option("--off", is_flag=True, help="Propose again.")
+@as_json
+def drain(campaign: Path, off: bool, as_json: bool) -> None:
+    """Finish what runs, propose nothing new."""
+    from .. import orders
+    from ..campaign import Campaign
+
+    opened = Campaign.open(campaign)
+    orders.give(opened, "resume" if off else "drain")
+    settle(opened, as_json)
+
+
+@click.command()
+@campaign_argument
+@click.argument("text")
+@as_json
+def directive(campaign: Path, text: str, as_json: bool) -> None:
+    """What the search is to aim at from now on. TEXT is a sentence; "" ends it."""
+    from .. import guidance
+
+    named = guidance.objectives(text)
+    tell(campaign, "directive", text, as_json)
+    click.echo(f"selection also weighs: {', '.join(named) or 'nothing new; it knows the words of length and cost'}", err=as_json)
+
+
+@click.command()
+@campaign_argument
+@click.argument("text")
+@as_json
+def idea(campaign: Path, text: str, as_json: bool) -> None:
+    """A suggestion that the language model works out next."""
+    from ..campaign import Campaign
+
+    if Campaign.open(campaign).config.search.proposer != "llm":
+        raise UsageError("only a language model can read an idea (search.proposer: llm); `poise-hpc add` takes code")
+    tell(campaign, "idea", text, as_json)
+
+
+@click.command()
+@campaign_argument
+@click.argument("candidate", type=CANDIDATE, required=False)
+@click.option("--off", is_flag=True, help="Choose parents again.")
+@as_json
+def pin(campaign: Path, candidate: str | None, off: bool, as_json: bool) -> None:
+    """Make CANDIDATE the parent of all that is proposed next."""
+    from ..archive import ArchiveView
+    from ..campaign import Campaign
+
+    Campaign.open(campaign)
+    if off == bool(candidate):
+        raise UsageError("give a candidate, or --off")
+    if candidate and not any(e.id == candidate and e.score for e in ArchiveView.load(campaign).entries):
+        raise UsageError(f"{candidate} has no score in the archive; `poise-hpc leaderboard {campaign}` lists those that have")
+    tell(campaign, "pin", candidate or "", as_json)
+
+
+@click.command()
+@campaign_argument
+@click.argument("what")
+@click.option("--off", is_flag=True, help="Allow it again.")
+@as_json
+def veto(campaign: Path, what: str, off: bool, as_json: bool) -> None:
+    """Never again WHAT, a candidate or a mechanism. A candidate as parent; a mechanism in a parent or a proposal."""
+    from ..types import BASELINE_ID
+
+    if what == BASELINE_ID:
+        raise UsageError(f"{BASELINE_ID} stays a possible parent: something must remain")
+    tell(campaign, "veto", what, as_json, off)
+
+
+def tell(campaign: Path, kind: str, text: str, as_json: bool, off: bool = False) -> None:
+    from .. import orders
+    from ..campaign import Campaign
+
+    opened = Campaign.open(campaign)
+    orders.give(opened, kind, text=text, off=off)
+    settle(opened, as_json)
+
+
+def settle(campaign: Any, as_json: bool = False) -> None:
+    """Carry the order out here, unless a controller is at work, which then does it within a second."""
+    from .. import orders
+    from ..campaign import CampaignBusy
+
+    try:
+        with campaign.lock():
+            orders.obey(build(campaign, say=lambda line: click.echo(line, err=as_json), thinks=False))
+        data = {"carried_out": True, "by": "this command"}
+    except CampaignBusy:
+        data = {"carried_out": False, "by": "the running controller, at its next step"}
+    emit(data, as_json, lambda d: "done" if d["carried_out"] else f"this will be carried out by {d['by']}")
