@@ -9,7 +9,8 @@ from helpers_models import tiny_model
 from poise_hpc.rollout import conformance
 from poise_hpc.rollout.hf_engine import HFEngine
 from poise_hpc.training import packing
-from poise_hpc.training.policy import LogProb, Policy, entropies
+from poise_hpc.training.logprobs import LogProb, entropies
+from poise_hpc.training.policy import Policy
 
 PROMPTS = {"equal": [[2, 3, 4], [5, 6, 7]], "ragged": [[2, 3, 4, 9, 9], [5, 6]]}
 GROUP = torch.tensor([0, 0, 1, 1, 1])
