@@ -6,14 +6,20 @@ from dataclasses import fields
 import numpy as np
 from helpers_archive import row
 
-from poise_hpc.selection.columns import Columns, Reader, in_order
+from poise_hpc.selection.columns import Columns, Named, Reader, in_order
+from poise_hpc.selection.descendants import Genealogy, Pairs
 
 ENTRIES = tuple(row(f"c{i:04d}", None if i % 5 == 3 else 40.0 + i, tuple(f"c{p:04d}" for p in range(max(0, i - 2), i)), seeds=1 + i % 3)
                 for i in range(12))
 
 
 def same(a: Columns, b: Columns) -> bool:
-    return all(np.array_equal(getattr(a, f.name), getattr(b, f.name), equal_nan=f.name in ("overall", "squares")) for f in fields(Columns))
+    def equal(x, y) -> bool:
+        if isinstance(x, Named):
+            return x.names == y.names and equal(x.values, y.values)
+        return np.array_equal(x, y, equal_nan=x.dtype == float)
+
+    return all(equal(getattr(a, f.name), getattr(b, f.name)) for f in fields(Columns))
 
 
 def test_by_hand():
@@ -40,3 +46,18 @@ def test_in_order():
     for entries in (ENTRIES, ENTRIES[::-1]):
         ordered, read = in_order(entries)
         assert tuple(ordered) == ENTRIES and same(read, Columns.of(ENTRIES))
+
+
+def test_names_that_only_new_entries_have_do_not_move_the_others():
+    old, new = Named.of([{"b": 1.0}, {"d": 2.0}], float), Named.of([{"c": 3.0}], float)
+    both = old + new
+    assert both.names == ("b", "c", "d")
+    np.testing.assert_array_equal(both.values, [[1, np.nan, np.nan], [np.nan, np.nan, 2], [np.nan, 3, np.nan]])
+
+
+def test_a_genealogy_that_grew_is_that_of_the_whole_archive():
+    grown = Genealogy()
+    for entries in (ENTRIES[:3], ENTRIES[:4], ENTRIES, ENTRIES[:5], (ENTRIES[0], *ENTRIES[2:5]), ENTRIES[:5], (), ENTRIES):
+        pairs, fresh = grown(Columns.of(entries)), Genealogy()(Columns.of(entries))
+        assert all(np.array_equal(getattr(pairs, f.name), getattr(fresh, f.name)) for f in fields(Pairs))
+        assert (np.diff(pairs.up * 100 + pairs.down) > 0).all()  # each once, in order

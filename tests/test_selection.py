@@ -7,6 +7,7 @@ from helpers_archive import row
 from poise_hpc.config import Acquisition
 from poise_hpc.selection import features
 from poise_hpc.selection.acquisition import choose_parent, pool, predict_gain
+from poise_hpc.selection.columns import Columns
 from poise_hpc.selection.descendants import Lineage, lineage
 from poise_hpc.selection.features import Table
 from poise_hpc.selection.references import choose_references
@@ -76,7 +77,7 @@ def test_gain_by_hand():
     # gain(c0) = mean(50-40, 0.5 (60-40)) = 10; gain(c1) = 60-50 = 10; c2 and c3 have no descendants.
     entries = [row("c0000", 40), row("c0001", 50, ("c0000",)), row("c0002", 60, ("c0001",)), row("c0003", None, ("c0000",))]
     y = np.array([40.0, 50.0, 60.0, np.nan])
-    family = lineage(entries, y, y, discount=0.5, top_k=2)
+    family = lineage(Columns.of(entries), y, y, discount=0.5, top_k=2)
     np.testing.assert_allclose(family.gain, [10, 10, np.nan, np.nan])
     assert family.depth.tolist() == [0, 1, 2, 1]
     assert family.children.tolist() == [2, 1, 0, 0] and family.failed.tolist() == [1, 0, 0, 0]
@@ -87,7 +88,7 @@ def test_gain_takes_the_best_k_and_the_shortest_way():
     # c0: gains 1, 4 and 8 (as a child, not 0.5 x 8 as a grandchild): best two (4 + 8) / 2 = 6. c1: 48 - 41 = 7.
     entries = [row("c0000", 40), row("c0001", 41, ("c0000",)), row("c0002", 44, ("c0000",)), row("c0003", 48, ("c0000", "c0001"))]
     y = np.array([40.0, 41.0, 44.0, 48.0])
-    np.testing.assert_allclose(lineage(entries, y, y, 0.5, 2).gain, [6, 7, np.nan, np.nan])
+    np.testing.assert_allclose(lineage(Columns.of(entries), y, y, 0.5, 2).gain, [6, 7, np.nan, np.nan])
 
 
 def test_lineage_agrees_with_a_plain_walk():
@@ -98,7 +99,7 @@ def test_lineage_agrees_with_a_plain_walk():
         children = [j for j, e in enumerate(entries) if entries[i].id in e.parents]
         return [(j, depth) for j in children] + [x for j in children for x in walk(j, depth + 1)]
 
-    for i, got in enumerate(lineage(entries, y, y, 0.7, 3).gain):
+    for i, got in enumerate(lineage(Columns.of(entries), y, y, 0.7, 3).gain):
         gains = sorted((0.7 ** (d - 1) * (y[j] - y[i]) for j, d in walk(i) if np.isfinite(y[j])), reverse=True)[:3]
         want = np.mean(gains) if gains and np.isfinite(y[i]) else np.nan
         np.testing.assert_allclose(got, want)

@@ -1,4 +1,4 @@
-"""Lineage prioritization: which archived entry becomes the next parent. The only home of scikit-learn.
+"""Lineage prioritization: which archived entry becomes the next parent.
 
     U(d) = (w_p U_pareto + w_f U_perf + w_v U_div + w_g alpha_GP) / (1 + pending children of d)
 
@@ -14,7 +14,6 @@ choice then depends on the machine.
 """
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -23,7 +22,7 @@ import numpy as np
 
 from ..config import Acquisition
 from ..types import EntrySummary, PoiseError, candidate_number
-from . import features
+from . import features, gp
 from .columns import Columns, in_order
 from .descendants import Lineage, lineage
 from .features import Table
@@ -31,8 +30,9 @@ from .features import Table
 Strategy = Literal["poise", "greedy", "random", "islands"]
 SHOWN = 5          # candidates in a pick's table
 FRONT_OF = 1024    # best entries among which the pool's Pareto front is looked for
-TUNE_FROM = 8      # entries with descendants before the length scale is fitted; below, it is fixed
-TUNE_ON = 64       # of them that it is fitted on: a likelihood costs their number cubed, and is taken some 20 times
+LENGTH = 2.0       # length scale: entries differ by a few units, in five groups of features, each of variance 1
+TUNE_FROM = 8      # entries with descendants from which on it is fitted
+TUNE_ON = 64       # of them that it is fitted on: a likelihood costs their number cubed
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def choose_parent(entries: Sequence[EntrySummary], pending: Sequence[tuple[str, 
     """
     ordered, read = in_order(entries)
     scored = Table.of(ordered, read)
-    allowed = np.array([i for i, e in enumerate(scored.entries) if e.id not in barred], int) if barred else np.arange(len(scored))
+    allowed = np.flatnonzero(~np.isin(read.number[scored.rows], [candidate_number(id) for id in barred]))
     if not allowed.size:
         raise PoiseError(f"no parent can be chosen: none of the {len(ordered)} archived entries has a score and no veto")
     table = scored.take(allowed)
@@ -63,9 +63,9 @@ def choose_parent(entries: Sequence[EntrySummary], pending: Sequence[tuple[str, 
             return _poise(ordered, read, scored, allowed, pending, settings, rng, objectives)
         case "greedy":
             best = int(np.argmax(table.lower))
-            return Pick(table.entries[best].id, [], f"greedy: best lower confidence bound, {table.lower[best]:.1f} points")
+            return Pick(table.entry(best).id, [], f"greedy: best lower confidence bound, {table.lower[best]:.1f} points")
         case "random":
-            return Pick(table.entries[int(rng.integers(len(table)))].id, [], f"random: one of {len(table)} scored entries")
+            return Pick(table.entry(int(rng.integers(len(table)))).id, [], f"random: one of {len(table)} scored entries")
         case "islands":
             return _islands(ordered, table, rng)
     raise PoiseError(f"unknown selection strategy {strategy!r}; known: poise, greedy, random, islands")
@@ -73,16 +73,15 @@ def choose_parent(entries: Sequence[EntrySummary], pending: Sequence[tuple[str, 
 
 def _poise(ordered: Sequence[EntrySummary], read: Columns, table: Table, allowed: np.ndarray, pending: Sequence[tuple[str, tuple[str, ...]]],
            settings: Acquisition, rng: np.random.Generator, objectives: Sequence[str]) -> Pick:
-    scored = np.flatnonzero(read.scored)
     overall, lower = np.full((2, len(ordered)), np.nan)
-    overall[scored], lower[scored] = table.overall, table.lower
-    family = lineage(ordered, lower, overall, settings.discount, settings.top_k)
+    overall[table.rows], lower[table.rows] = table.overall, table.lower
+    family = lineage(read, lower, overall, settings.discount, settings.top_k)
 
-    rows = allowed[pool(table.take(allowed), family.gain[scored][allowed], settings.pool, rng)]
-    members = table.take(rows)
-    family = Lineage(*(column[scored[rows]] for column in (family.gain, family.depth, family.children, family.failed)))
-    waiting = np.zeros(len(members), int)
-    place = {e.id: i for i, e in enumerate(members.entries)}
+    able = table.take(allowed)
+    members = able.take(pool(able, family.gain[able.rows], settings.pool, rng))
+    family = Lineage(*(column[members.rows] for column in (family.gain, family.depth, family.children, family.failed)))
+    waiting, entries = np.zeros(len(members), int), members.entries
+    place = {e.id: i for i, e in enumerate(entries)}
     for _, parents in pending:
         for p in set(parents) & place.keys():
             waiting[place[p]] += 1
@@ -98,7 +97,7 @@ def _poise(ordered: Sequence[EntrySummary], read: Columns, table: Table, allowed
     weighted = sum(getattr(settings, name) * term for name, term in terms.items())
     total = weighted / (1 + waiting)
     order = np.lexsort((np.arange(len(total)), -total.round(9)))  # rounded: a last-bit difference is a tie
-    shown = [{"id": members.entries[i].id, "name": members.entries[i].name, "total": round(float(total[i]), 4),
+    shown = [{"id": entries[i].id, "name": entries[i].name, "total": round(float(total[i]), 4),
               **{name: round(float(term[i]), 4) for name, term in terms.items()},
               "overall": round(float(members.overall[i]), 3), "lower": round(float(members.lower[i]), 3),
               "gain": round(float(mean[i]), 3), "gain_sd": round(float(sd[i]), 3), "pending": int(waiting[i])} for i in order[:SHOWN]]
@@ -123,26 +122,21 @@ def pool(table: Table, gain: np.ndarray, size: int, rng: np.random.Generator) ->
 
 def predict_gain(table: Table, family: Lineage, waiting: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(N,) mean and sd, in points, of each entry's descendant gain. Without any descendant: 0, and the noise."""
-    from sklearn.gaussian_process.kernels import RBF, ConstantKernel
-
     known = np.flatnonzero(np.isfinite(family.gain))
     if not known.size:
         return np.zeros(len(table)), np.full(len(table), table.noise)
     x, y = _inputs(table, family), family.gain[known]
     scale = max(float(np.sqrt((y**2).mean())), table.noise)
     noise = np.maximum((table.error[known] / scale) ** 2, 1e-2)
-    # Differences between entries are a few units long: five groups of features, each of variance 1.
-    kernel = ConstantKernel(1.0, "fixed") * RBF(2.0, (0.5, 10.0))
+    given, length = (x[known], y / scale, noise), LENGTH
     if known.size >= TUNE_FROM:
         some = np.linspace(0, known.size - 1, min(known.size, TUNE_ON)).astype(int)
-        kernel = _process(kernel, x[known][some], (y / scale)[some], noise[some], optimizer="fmin_l_bfgs_b").kernel_
-    process = _process(kernel, x[known], y / scale, noise)
+        length = gp.likeliest_length(*(column[some] for column in given))
     liars = np.flatnonzero(waiting)
     if liars.size:
-        lie = process.predict(x[liars])
-        process = _process(kernel, np.concatenate([x[known], x[liars]]), np.concatenate([y / scale, lie]),
-                           np.concatenate([noise, ((table.noise / scale) ** 2 + 1e-2) / waiting[liars]]))
-    mean, sd = process.predict(x, return_std=True)
+        lies = x[liars], gp.regress(*given, length, x[liars])[0], ((table.noise / scale) ** 2 + 1e-2) / waiting[liars]
+        given = tuple(np.concatenate(both) for both in zip(given, lies, strict=True))
+    mean, sd = gp.regress(*given, length, x)
     return mean * scale, sd * scale
 
 
@@ -151,14 +145,6 @@ def _inputs(table: Table, family: Lineage) -> np.ndarray:
     groups = [table.lower[:, None], table.benchmarks(), table.mechanisms(), table.behaviour(),
               np.stack([family.depth, np.log1p(family.children), family.failed / np.maximum(family.children, 1)], axis=1)]
     return np.concatenate([features.standardized(g) / np.sqrt(max(g.shape[1], 1)) for g in groups], axis=1)
-
-
-def _process(kernel: Any, x: np.ndarray, y: np.ndarray, noise: np.ndarray, optimizer: str | None = None) -> Any:
-    from sklearn.gaussian_process import GaussianProcessRegressor
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a length scale at its bound is an answer, not a failure
-        return GaussianProcessRegressor(kernel, alpha=noise, optimizer=optimizer, random_state=0).fit(x, y)
 
 
 def _islands(ordered: Sequence[EntrySummary], table: Table, rng: np.random.Generator) -> Pick:
@@ -171,12 +157,13 @@ def _islands(ordered: Sequence[EntrySummary], table: Table, rng: np.random.Gener
             roots.add(e.id)
         home[e.id] = home[known[0]] if known and known[0] not in roots else e.id
     islands: dict[str, list[int]] = {}
+    entries = table.entries
     for i in np.argsort(-table.lower, kind="stable"):
-        islands.setdefault(home[table.entries[i].id], []).append(int(i))
+        islands.setdefault(home[entries[i].id], []).append(int(i))
     founder = sorted(islands, key=candidate_number)[int(rng.integers(len(islands)))]
     weight = 1.0 / np.arange(1, len(islands[founder]) + 1)
     rank = int(rng.choice(len(weight), p=weight / weight.sum()))
-    return Pick(table.entries[islands[founder][rank]].id, [],
+    return Pick(entries[islands[founder][rank]].id, [],
                 f"islands: the line of {founder} (one of {len(islands)}), rank {rank + 1} of {len(weight)} in it")
 
 

@@ -1,13 +1,11 @@
 """The regression target of the GP term: an entry's discounted top-K descendant gain."""
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from ..types import EntrySummary
-from .columns import Columns, columns
+from .columns import Columns
 
 GENERATIONS = 8  # further descendants are not looked at; at discount 0.7 the 8th weighs 0.08
 
@@ -22,56 +20,92 @@ class Lineage:
     failed: np.ndarray    # (E,) children without a score
 
 
-def lineage(entries: Sequence[EntrySummary], lower: np.ndarray, overall: np.ndarray, discount: float, top_k: int) -> Lineage:
-    """Gains of `entries`, which stand in an order where parents come before children.
+def lineage(read: Columns, lower: np.ndarray, overall: np.ndarray, discount: float, top_k: int) -> Lineage:
+    """Gains of entries, which stand in an order where parents come before children.
 
         g(d) = mean of the top K over descendants e of d, k generations away, of discount^(k-1) (lower(e) - overall(d))
 
     `overall` (E,) and `lower` (E,) confidence bound, NaN for failed entries. A descendant counts with its lower bound:
     the best of many children is the one most likely to have been lucky. By several ways down, the shortest counts.
     """
-    count = len(entries)
-    parent, child = _links(columns(entries))
-    depths = [0] * count
-    for p, c in zip(parent.tolist(), child.tolist(), strict=True):  # parents stand first, so theirs is final
-        depths[c] = max(depths[c], depths[p] + 1)
-    depth = np.array(depths, int)
-
-    # (ancestor, descendant) pairs, one generation after the other: each pair's ancestor is replaced by its parents.
-    starts = np.searchsorted(child, np.arange(count + 1))
-    pairs, gains = [np.zeros(0, int)], [np.zeros(0)]
-    up, down = parent, child
-    for generation in range(GENERATIONS):
-        pair = np.sort(up * count + down)
-        pair = pair[np.diff(pair, prepend=-1) > 0]  # several ways of one length
-        if not pair.size:
-            break
-        up, down = np.divmod(pair, count)
-        pairs.append(pair)
-        gains.append(discount**generation * (lower[down] - overall[up]))
-        fan = starts[up + 1] - starts[up]
-        slot = np.arange(fan.sum()) + np.repeat(starts[up] - (np.cumsum(fan) - fan), fan)
-        up, down = parent[slot], np.repeat(down, fan)
-    pair, first = np.unique(np.concatenate(pairs), return_index=True)  # several lengths: the first is the shortest
-    children = np.bincount(parent, minlength=count)
-    failed = np.bincount(parent[np.isnan(overall[child])], minlength=count)
-    return Lineage(_top_mean(pair // count, np.concatenate(gains)[first], count, top_k), depth, children, failed)
+    found, count = genealogy(read), len(read.number)
+    weight = np.array([discount**k for k in range(GENERATIONS)])
+    gains = weight[found.generation - 1] * (lower[found.down] - overall[found.up])
+    child = found.generation == 1
+    return Lineage(_top_mean(found.up, gains, count, top_k), found.depth, np.bincount(found.up[child], minlength=count),
+                   np.bincount(found.up[child & np.isnan(overall[found.down])], minlength=count))
 
 
-def _links(read: Columns) -> tuple[np.ndarray, np.ndarray]:
-    """(parent, child) as rows, of parents that are entries."""
-    order = np.argsort(read.number, kind="stable")
-    place = order[np.searchsorted(read.number, read.parent, sorter=order).clip(max=max(len(order) - 1, 0))]
-    known = read.number[place] == read.parent
-    return place[known], read.child[known]
+@dataclass(frozen=True)
+class Pairs:
+    """P pairs of ancestor and descendant, sorted by them, at most GENERATIONS apart. E entries."""
+
+    up: np.ndarray          # (P,) row of the ancestor
+    down: np.ndarray        # (P,) row of the descendant
+    generation: np.ndarray  # (P,) length of the shortest way down
+    depth: np.ndarray       # (E,) length of the longest way up
+
+
+class Genealogy:
+    """Pairs of an archive; of one that begins with the last one, only what was added is looked up."""
+
+    def __init__(self) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
+        none = np.zeros(0, int)
+        self._number, self._child, self._parent = none, none, none     # of the last columns
+        self._row: dict[int, int] = {}                                 # candidate number -> row
+        self._above: list[dict[int, int]] = []                         # row -> its ancestors' rows, with generations
+        self._pairs = Pairs(none, none, none, none)
+
+    def __call__(self, read: Columns) -> Pairs:
+        seen, links = len(self._number), len(self._child)
+        if not (np.array_equal(read.number[:seen], self._number) and np.array_equal(read.parent[:links], self._parent)
+                and np.array_equal(read.child[:links], self._child)):
+            self._begin()
+            seen = links = 0
+        if len(read.number) > seen:
+            self._add(read, seen, links)
+            self._number, self._child, self._parent = read.number, read.child, read.parent
+        return self._pairs
+
+    def _add(self, read: Columns, seen: int, links: int) -> None:
+        parents: dict[int, list[int]] = {}
+        for row, number in zip(read.child[links:].tolist(), read.parent[links:].tolist(), strict=True):
+            parents.setdefault(row, []).append(number)
+        depth = self._pairs.depth.tolist()
+        pairs: list[tuple[int, int, int]] = []
+        for row, number in enumerate(read.number[seen:].tolist(), seen):
+            self._row[number] = row
+            known = [self._row[p] for p in parents.get(row, ()) if p in self._row]
+            above: dict[int, int] = {}
+            for way in [(p, 1) for p in known] + [(up, k + 1) for p in known for up, k in self._above[p].items() if k < GENERATIONS]:
+                above[way[0]] = min(way[1], above.get(way[0], GENERATIONS))
+            self._above.append(above)
+            depth.append(max((depth[p] + 1 for p in known), default=0))
+            pairs += [(up, row, k) for up, k in above.items()]
+        up, down, generation = (np.concatenate(both) for both in zip(
+            (self._pairs.up, self._pairs.down, self._pairs.generation), np.array(pairs, int).reshape(-1, 3).T, strict=True))
+        order = np.argsort(up, kind="stable")  # what is added comes from below: down stays sorted
+        self._pairs = Pairs(up[order], down[order], generation[order], np.array(depth, int))
+
+
+genealogy = Genealogy()
 
 
 def _top_mean(who: np.ndarray, gain: np.ndarray, count: int, top_k: int) -> np.ndarray:
-    """(count,) mean of each ancestor's `top_k` largest gains; NaN without any."""
-    who, gain = who[np.isfinite(gain)], gain[np.isfinite(gain)]
-    order = np.lexsort((-gain, who))
-    who, gain = who[order], gain[order]
-    top = np.arange(len(who)) - np.searchsorted(who, who) < top_k
-    number = np.bincount(who[top], minlength=count)
-    total = np.bincount(who[top], gain[top], count)
+    """(count,) mean of each ancestor's `top_k` largest gains; NaN without any. `who` is sorted."""
+    finite = np.isfinite(gain)
+    who, gain = who[finite], gain[finite]
+    number, total = np.zeros(count, int), np.zeros(count)
+    first = np.flatnonzero(np.diff(who, prepend=-1))  # of each ancestor's gains
+    ancestor, group = who[first], np.repeat(np.arange(len(first)), np.diff(first, append=len(who)))
+    for _ in range(top_k if len(who) else 0):  # the largest of each, then the next: a sort of them all costs several times that
+        best = np.maximum.reduceat(gain, first)
+        left = np.isfinite(best)
+        number[ancestor[left]] += 1
+        total[ancestor[left]] += best[left]
+        equal = np.flatnonzero(gain == best[group])
+        gain[equal[np.diff(group[equal], prepend=-1) > 0]] = -np.inf
     return np.where(number > 0, total / np.maximum(number, 1), np.nan)

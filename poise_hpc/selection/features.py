@@ -18,40 +18,48 @@ NEIGHBOURS = 5  # an entry is as different as it is from its nearest few
 
 @dataclass(frozen=True)
 class Table:
-    """The scored entries, in the order given, with what every term needs."""
+    """Scored entries, in the order given, with what every term needs."""
 
-    entries: list[EntrySummary]
+    archive: Sequence[EntrySummary]
+    columns: Columns         # of `archive`
+    rows: np.ndarray         # (N,) of `archive`: these entries
     overall: np.ndarray      # (N,) points
     error: np.ndarray        # (N,) standard error of `overall`, points
     noise: float             # points: pooled sd of one training seed; 1.0 where it is not known
 
     @classmethod
     def of(cls, entries: Sequence[EntrySummary], read: Columns | None = None) -> Table:
-        """`read`: the columns of `entries`, where they are known."""
+        """Those of `entries` with a score. `read`: the columns of `entries`, where they are known."""
         read = read or Columns.of(entries)
         rows = np.flatnonzero(read.scored)
         error, pooled = seed_noise(read.seeds[rows], read.squares[rows])
-        return cls([entries[i] for i in rows.tolist()], read.overall[rows], error, pooled or 1.0)
+        return cls(entries, read, rows, read.overall[rows], error, pooled or 1.0)
+
+    def entry(self, i: int) -> EntrySummary:
+        return self.archive[self.rows[i]]
+
+    @property
+    def entries(self) -> list[EntrySummary]:
+        return [self.archive[row] for row in self.rows.tolist()]
 
     @property
     def lower(self) -> np.ndarray:
         return self.overall - self.error
 
     def __len__(self) -> int:
-        return len(self.entries)
+        return len(self.rows)
 
-    def take(self, rows: np.ndarray) -> Table:
-        return Table([self.entries[i] for i in rows.tolist()], self.overall[rows], self.error[rows], self.noise)
+    def take(self, some: np.ndarray) -> Table:
+        return Table(self.archive, self.columns, self.rows[some], self.overall[some], self.error[some], self.noise)
 
     def benchmarks(self) -> np.ndarray:
         """(N, D) lower confidence per benchmark, over those that all entries have; (N, 1) `lower` if there is none.
 
         A benchmark's own seed spread is not in the summary; the error of Overall, to which it adds up, stands in for it.
         """
-        names = sorted(set.intersection(*(set(e.score.benchmarks) for e in self.entries)))
-        if not names:
-            return self.lower[:, None]
-        return np.array([[e.score.benchmarks[name] for name in names] for e in self.entries]) - self.error[:, None]
+        values = self.columns.benchmarks.values[self.rows]
+        common = values[:, ~np.isnan(values).any(axis=0)]
+        return common - self.error[:, None] if common.shape[1] else self.lower[:, None]
 
     def objectives(self, names: Sequence[str]) -> np.ndarray:
         """(N, K) the OBJECTIVES of these names, turned so that more is better; -inf where an entry lacks one."""
@@ -59,17 +67,14 @@ class Table:
         return np.array([[-np.inf if v is None else -v for v in row] for row in rows]).reshape(len(self), len(names))
 
     def mechanisms(self) -> np.ndarray:
-        """(N, M) 1 where the entry has the mechanism."""
-        column = {name: i for i, name in enumerate(sorted({m for e in self.entries for m in e.mechanisms}))}
-        out = np.zeros((len(self), len(column)))
-        for i, e in enumerate(self.entries):
-            out[i, [column[m] for m in e.mechanisms]] = 1.0
-        return out
+        """(N, M) 1 where the entry has the mechanism, of those that any of them has."""
+        values = self.columns.mechanisms.values[self.rows]
+        return values[:, values.any(axis=0)].astype(float)
 
     def behaviour(self) -> np.ndarray:
         """(N, F) training-curve features, standardized; what an entry lacks is 0, the mean."""
-        names = sorted({name for e in self.entries for name in e.behaviour})
-        return standardized(np.array([[e.behaviour.get(name, np.nan) for name in names] for e in self.entries]).reshape(len(self), len(names)))
+        values = self.columns.behaviour.values[self.rows]
+        return standardized(values[:, ~np.isnan(values).all(axis=0)])
 
 
 def standardized(x: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ The paper names the tiers; their definitions here are ours.
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,7 +18,6 @@ from ..types import EntrySummary, candidate_number
 from . import features
 from .columns import Columns, in_order
 from .features import Table
-
 
 SHORT = 64   # entries; four times as many are compared at most
 
@@ -32,67 +31,61 @@ class Reference:
 
 def choose_references(entries: Sequence[EntrySummary], parent: str, count: int, rng: np.random.Generator) -> list[Reference]:
     """At most `count` entries other than `parent`, the tiers in turn. The order of `entries` does not matter."""
-    ordered = _shortlist(*in_order(entries), parent, rng)
-    table = Table.of(ordered)
-    tiers = [_pareto(table), _complementary(table, parent), _exploratory(ordered, parent, rng)]
+    ordered, read = in_order(entries)
+    rows, mine = _shortlist(read, parent, rng), read.number == candidate_number(parent)
+    table = Table.of(ordered, read)
+    table = table.take(np.flatnonzero(np.isin(table.rows, rows)))
+    tiers = [_pareto(table), _complementary(table, mine), _exploratory(ordered, read, rows, mine, rng)]
     chosen: dict[str, Reference] = {}
-    while len(chosen) < count and any(tiers):
-        for tier in tiers:
-            while tier:
-                reference = tier.pop(0)
-                if reference.id != parent and reference.id not in chosen:
-                    chosen[reference.id] = reference
-                    break
-            if len(chosen) == count:
-                break
+    while tiers and len(chosen) < count:
+        tier = tiers.pop(0)
+        reference = next((r for r in tier if r.id != parent and r.id not in chosen), None)
+        if reference is not None:
+            chosen[reference.id] = reference
+            tiers.append(tier)
     return list(chosen.values())
 
 
-def _shortlist(ordered: Sequence[EntrySummary], read: Columns, parent: str, rng: np.random.Generator) -> Sequence[EntrySummary]:
-    """All, or the parent and a few hundred of a large archive: the best, the newest, and some drawn at random."""
-    if len(ordered) <= 4 * SHORT:
-        return ordered
+def _shortlist(read: Columns, parent: str, rng: np.random.Generator) -> np.ndarray:
+    """Rows to look at: all, or the parent and a few hundred of a large archive: the best, the newest, some drawn at random."""
+    count = len(read.number)
+    if count <= 4 * SHORT:
+        return np.arange(count)
     overall = np.where(read.scored, read.overall, -np.inf)
-    rows = np.unique(np.concatenate([
-        np.argsort(-overall, kind="stable")[: 2 * SHORT], np.arange(len(ordered) - SHORT, len(ordered)),
-        rng.choice(len(ordered), SHORT, replace=False), np.flatnonzero(read.number == candidate_number(parent))]).astype(int))
-    return [ordered[i] for i in rows.tolist()]
+    return np.unique(np.concatenate([
+        np.argsort(-overall, kind="stable")[: 2 * SHORT], np.arange(count - SHORT, count),
+        rng.choice(count, SHORT, replace=False), np.flatnonzero(read.number == candidate_number(parent))]).astype(int))
 
 
-def _pareto(table: Table) -> list[Reference]:
-    if not len(table):
-        return []
-    front = features.pareto_front(table.benchmarks(), limit=32)
-    return [Reference(table.entries[i].id, "pareto", f"on the Pareto front of the benchmarks; overall {table.overall[i]:.1f}")
-            for i in front]
+def _pareto(table: Table) -> Iterator[Reference]:
+    if len(table):
+        for i in features.pareto_front(table.benchmarks(), limit=32):
+            yield Reference(table.entry(i).id, "pareto", f"on the Pareto front of the benchmarks; overall {table.overall[i]:.1f}")
 
 
-def _complementary(table: Table, parent: str) -> list[Reference]:
-    """By the largest lead over the parent on one benchmark, lower bound against the parent's value."""
-    mine = next((e for e in table.entries if e.id == parent), None)
-    if mine is None or not mine.score.benchmarks:
-        return []
-    leads = []
-    for e, error in zip(table.entries, table.error, strict=True):
-        common = sorted(e.score.benchmarks.keys() & mine.score.benchmarks.keys())
-        other = sorted(set(e.mechanisms) - set(mine.mechanisms))
-        if e.id == parent or not common or not other:
-            continue
-        lead, split = max((e.score.benchmarks[b] - error - mine.score.benchmarks[b], b) for b in common)
-        if lead > 0:
-            leads.append((-lead, candidate_number(e.id), Reference(
-                e.id, "complementary", f"{lead:+.1f} points on {split} (lower bound) with {', '.join(other)}")))
-    return [reference for *_, reference in sorted(leads, key=lambda x: x[:2])]
+def _complementary(table: Table, mine: np.ndarray) -> Iterator[Reference]:
+    """By the largest lead over the parent on one benchmark, lower bound against the parent's value, of entries that have a
+    mechanism which the parent lacks. `mine`: the parent among the archive's rows."""
+    parent, has = np.flatnonzero(mine), table.columns.mechanisms
+    if not np.isin(parent, table.rows).any():
+        return
+    benchmarks = table.columns.benchmarks
+    ahead = benchmarks.values[table.rows] - table.error[:, None] - benchmarks.values[parent]
+    ahead[np.isnan(ahead)] = -np.inf
+    other = has.values[table.rows] & ~has.values[parent]
+    lead = np.where(other.any(axis=1), ahead.max(axis=1, initial=-np.inf), -np.inf)
+    for i in np.argsort(-lead, kind="stable")[: np.count_nonzero(lead > 0)]:
+        names = [has.names[m] for m in np.flatnonzero(other[i])]
+        yield Reference(table.entry(i).id, "complementary", f"{lead[i]:+.1f} points on {benchmarks.names[int(np.argmax(ahead[i]))]} "
+                        f"(lower bound) with {', '.join(names)}")
 
 
-def _exploratory(ordered: Sequence[EntrySummary], parent: str, rng: np.random.Generator) -> list[Reference]:
+def _exploratory(ordered: Sequence[EntrySummary], read: Columns, rows: np.ndarray, mine: np.ndarray, rng: np.random.Generator) -> Iterator[Reference]:
     """By Jaccard distance of the mechanism set from the parent's; among equals a seeded draw."""
-    mine = next((set(e.mechanisms) for e in ordered if e.id == parent), set())
-    draw = rng.permutation(len(ordered))
-    ranked = sorted(range(len(ordered)), key=lambda i: (-_distance(mine, set(ordered[i].mechanisms)), draw[i]))
-    return [Reference(e.id, "exploratory", f"shares {len(mine & set(e.mechanisms))} of {len(e.mechanisms)} mechanisms with the parent"
-                      + (f"; failed: {e.cause}" if e.score is None else "")) for e in (ordered[i] for i in ranked)]
-
-
-def _distance(a: set[str], b: set[str]) -> float:
-    return 1.0 - len(a & b) / len(a | b) if a | b else 0.0
+    has = read.mechanisms.values[rows]
+    parent = read.mechanisms.values[mine].any(axis=0)
+    shared, either = (has & parent).sum(axis=1), (has | parent).sum(axis=1)
+    for i in np.lexsort((rng.permutation(len(rows)), shared / np.maximum(either, 1) + (either == 0))):
+        e = ordered[rows[i]]
+        yield Reference(e.id, "exploratory", f"shares {shared[i]} of {len(e.mechanisms)} mechanisms with the parent"
+                        + (f"; failed: {e.cause}" if e.score is None else ""))
