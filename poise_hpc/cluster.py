@@ -83,8 +83,8 @@ class LocalCluster:
                 except OSError:
                     continue  # it ended meanwhile, or is not ours
                 if wanted in arguments and b"submitit.local._local" in arguments:
-                    pid = int(entry.name)
-                    return {"job_id": entry.name, "start": files.process_start(pid), "executor": "local"}
+                    _complete(job, entry.name)
+                    return {"job_id": entry.name, "start": files.process_start(int(entry.name)), "executor": "local"}
         return None
 
     def alive(self, submitted: Sequence[Submitted]) -> Mapping[Path, News]:
@@ -238,7 +238,10 @@ class SlurmCluster:
 
     def find(self, job: Submitted) -> dict[str, Any] | None:
         seen = self.queue.find(job)
-        return {"job_id": seen.id, "executor": "slurm", "time": self.clock(), "adopted": True} if seen else None
+        if seen is None:
+            return None
+        _complete(job, seen.id)
+        return {"job_id": seen.id, "executor": "slurm", "time": self.clock(), "adopted": True}
 
     def alive(self, submitted: Sequence[Submitted]) -> Mapping[Path, News]:
         self._over_since = None
@@ -300,6 +303,21 @@ ENDED = re.compile(r"already comp|invalid job id|job/step already|is pending", r
 
 def _folder(attempt: Path) -> Path:
     return attempt / "submitit"
+
+
+def _complete(job: Submitted, id: str) -> None:
+    """Put down what submitit writes after sbatch: a job whose submitter was killed in between waits a minute for it, then fails."""
+    import submitit
+
+    intents = {path.parent: files.read_json(path) for path in job.attempt.parent.glob("*/intent.json")} if job.index else {}
+    first = next((a for a, intent in intents.items() if (intent["name"], intent["index"]) == (job.name, 0)), job.attempt)
+    paths = submitit.core.utils.JobPaths(_folder(first), id)  # an array lies with its first element
+    if not paths.submitted_pickle.exists():
+        delayed = submitit.core.utils.DelayedSubmission(jobs.run_attempt, str(job.attempt))
+        delayed.set_timeout(60 * 24 * 30, 1)  # our supervisor answers the signals, not submitit's handler
+        temporary = paths.submitted_pickle.with_suffix(".tmp")
+        delayed.dump(temporary)
+        os.replace(temporary, paths.submitted_pickle)
 
 
 class _without_secrets:

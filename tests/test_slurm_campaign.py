@@ -199,15 +199,9 @@ def test_a_controller_killed_between_sbatch_and_its_note_adopts_the_job(here, tm
     for name, value in {"SLURM_CONF": str(here.conf), "PYTHONPATH": NOOP, "OMP_NUM_THREADS": "1", "OMP_NOOP_STEP_S": "1"}.items():
         monkeypatch.setenv(name, value)
     second = controller(Campaign.open(first.campaign.root))
-    if pickled:
-        drive(second)
-        assert "train adopted" in events(second.campaign) and len(attempts(second, Stage.TRAIN)) == 1
-    else:  # submitit waits a minute for what will not come; here the person is quicker
-        drive(second, lambda: "train adopted" in events(second.campaign))
-        until(lambda: ranks(attempts(second, Stage.TRAIN)[0], 0), "the job does not start")
-        kill_rank(attempts(second, Stage.TRAIN)[0], 0)
-        drive(second)
-        assert [a.result["cause"] for a in attempts(second, Stage.TRAIN)] == ["never-started", ""]
+    drive(second)
+    assert "train adopted" in events(second.campaign)
+    assert [a.result["cause"] for a in attempts(second, Stage.TRAIN)] == [""]  # submitit would have waited a minute for what did not come
     assert [e.outcome for e in second.archive.entries] == [Outcome.SUCCEEDED]
 
 

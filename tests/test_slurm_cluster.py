@@ -6,9 +6,10 @@ import stat
 from pathlib import Path
 
 import pytest
+import submitit
 from helpers_campaign import campaign
 
-from poise_hpc import jobspec, scheduler, site
+from poise_hpc import jobs, jobspec, scheduler, site
 from poise_hpc.cluster import SlurmCluster
 from poise_hpc.scheduler import FINAL, Gone, SchedulerSilent, Submitted, elements
 from poise_hpc.types import Outcome, PoiseError
@@ -51,6 +52,14 @@ def job(folder: Path, name: str = "c0001-train-s0-1", index: int | None = None, 
     attempt = folder / f"{name}-{index}"
     attempt.mkdir(exist_ok=True)
     return Submitted(attempt, PREFIX + name, index, id)
+
+
+def unnoted(folder: Path, index: int | None = None) -> Submitted:
+    """Of a controller that was killed after sbatch: submitit's folder has no pickle for it yet."""
+    first, one = job(folder, index=index and 0, id=None), job(folder, index=index, id=None)
+    (first.attempt / "submitit").mkdir(exist_ok=True)
+    scheduler.files.write_json(first.attempt / "intent.json", {"name": first.name, "index": first.index})
+    return one
 
 
 def line(id: str, state: str, name: str = "c0001-train-s0-1", reason: str = "None") -> str:
@@ -123,8 +132,8 @@ def test_elements_of_an_array_are_told_apart(slurm, tmp_path):
     assert list(fake.alive(jobs).values()) == [True, None, True]
     slurm.now += 60
     assert [n.cause if isinstance(n, Gone) else n for n in fake.alive(jobs).values()] == [True, "failed", True]
-    assert fake.find(job(tmp_path, index=2, id=None))["job_id"] == "7_2"
-    assert fake.find(job(tmp_path, index=3, id=None)) is None
+    assert fake.find(unnoted(tmp_path, 2))["job_id"] == "7_2"
+    assert fake.find(unnoted(tmp_path, 3)) is None
 
 
 @pytest.mark.parametrize(("ids", "expected"), [
@@ -221,11 +230,27 @@ def test_a_controller_of_one_step_forgets_what_came_back(slurm, tmp_path):
 
 
 def test_a_job_without_an_id_is_found_by_its_name(slurm, tmp_path):
-    fake, one = cluster(slurm), job(tmp_path, id=None)
+    fake, one = cluster(slurm), unnoted(tmp_path)
     assert fake.find(one) is None
     slurm.queue = line("7", "PENDING")
     assert news(fake, one) is True
     assert fake.find(one) == {"job_id": "7", "executor": "slurm", "time": 1000.0, "adopted": True}
+
+
+@pytest.mark.parametrize("index", [None, 2])
+def test_an_adopted_job_gets_what_its_submitter_could_not_write(slurm, tmp_path, index):
+    """submitit writes the job's pickle after sbatch; without it the job waits a minute and fails."""
+    fake, one, id = cluster(slurm), unnoted(tmp_path, index), "7" if index is None else "7_2"
+    slurm.queue = line(id, "PENDING")
+    fake.alive([one])
+    fake.find(one)
+    (path,) = tmp_path.glob("*/submitit/*")
+    delayed = submitit.core.utils.DelayedSubmission.load(path)
+    assert path.name == f"{id}_submitted.pkl" and path.parent.parent.name.endswith("None" if index is None else "0")
+    assert delayed.function is jobs.run_attempt and delayed.args == (str(one.attempt),)
+    path.write_text("submitit's own")
+    fake.find(one)
+    assert path.read_text() == "submitit's own"
 
 
 def test_what_never_reached_the_scheduler_is_gone_after_the_lag(slurm, tmp_path):
