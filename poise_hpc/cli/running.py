@@ -40,6 +40,7 @@ def step(campaign: Path, dry_run: bool, as_json: bool) -> None:
     Or for scrontab or a self-resubmitting job. With an LLM it waits for the calls it makes."""
     from .. import standalone, views
     from ..campaign import Campaign
+    from ..controller import drive
 
     opened = Campaign.open(campaign)
     if dry_run:
@@ -51,5 +52,7 @@ def step(campaign: Path, dry_run: bool, as_json: bool) -> None:
         if controller.thinking.threads:  # what the agent was asked for is waited for, and taken
             controller.thinking.settle(lock.touch)
             controller.step()
+        if controller.finished:
+            drive(controller, time.sleep, lock)  # the scheduler's queue is to hold nothing of it
     emit(views.status(opened), as_json, views.status_text)
     held_exit(controller)
