@@ -1,6 +1,7 @@
 """Drive a campaign: `run`, `step`."""
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import click
@@ -38,9 +39,9 @@ def step(campaign: Path, dry_run: bool, as_json: bool) -> None:
     """Go on as far as is possible now, for cron.
 
     Or for scrontab or a self-resubmitting job. With an LLM it waits for the calls it makes."""
+    from .. import controller as loop
     from .. import standalone, views
     from ..campaign import Campaign
-    from ..controller import drive
 
     opened = Campaign.open(campaign)
     if dry_run:
@@ -53,6 +54,6 @@ def step(campaign: Path, dry_run: bool, as_json: bool) -> None:
             controller.thinking.settle(lock.touch)
             controller.step()
         if controller.finished:
-            drive(controller, time.sleep, lock)  # the scheduler's queue is to hold nothing of it
+            loop.drive(controller, time.sleep, lock)  # the scheduler's queue is to hold nothing of it
     emit(views.status(opened), as_json, views.status_text)
     held_exit(controller)
