@@ -187,27 +187,30 @@ def disturbed(cluster: VirtualCluster, folder: Path, candidates: int, instants: 
     controlled.start()
     begun = time.monotonic()
     next_s = begun + 8
-    while time.monotonic() - begun < limit_s:
-        time.sleep(0.2)
-        wrong.tidy()
-        if controlled.ended() is not None and not wrong.later:
-            if controlled.ended() == 0:
-                break
-            controlled.start()  # a scheduler that is away while the controller starts, say: a person, or cron, starts it again
-            done["controller ended"] += 1
-        if sum(done.values()) - done["controller ended"] < instants and time.monotonic() >= next_s:
-            wrong.running()
-            name, act = rng.choice(sorted(wrong.kinds().items()))
-            if what := act():
-                done[name] += 1
-                say(f"{time.monotonic() - begun:6.1f} s  {name}: {what}")
-                next_s = time.monotonic() + rng.uniform(2, 6)
-    else:
-        controlled.kill()
-        say(f"not done after {limit_s:g} s")
-    while wrong.later:
-        wrong.tidy()
-        time.sleep(0.2)
+    try:
+        while time.monotonic() - begun < limit_s:
+            time.sleep(0.2)
+            wrong.tidy()
+            if controlled.ended() is not None and not wrong.later:
+                if controlled.ended() == 0:
+                    break
+                controlled.start()  # a scheduler that is away while the controller starts, say: a person, or cron, starts it again
+                done["controller ended"] += 1
+            if sum(done.values()) - done["controller ended"] < instants and time.monotonic() >= next_s:
+                wrong.running()
+                name, act = rng.choice(sorted(wrong.kinds().items()))
+                if what := act():
+                    done[name] += 1
+                    say(f"{time.monotonic() - begun:6.1f} s  {name}: {what}")
+                    next_s = time.monotonic() + rng.uniform(2, 6)
+        else:
+            say(f"not done after {limit_s:g} s")
+        while wrong.later:
+            wrong.tidy()
+            time.sleep(0.2)
+    finally:
+        if controlled.ended() is None:
+            controlled.kill()
     say(f"at most {wrong.most_running} jobs ran at a time")
     return done
 

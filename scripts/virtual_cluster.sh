@@ -64,9 +64,9 @@ stop_daemon() {  # stop_daemon NAME
 }
 gone() { ! for_us "$1"; }
 
-wait_until() {  # wait_until SECONDS COMMAND...
-  local tries=$(($1 * 20)); shift
-  until "$@" >/dev/null 2>&1; do ((tries-- > 0)) || return 1; sleep 0.05; done
+wait_until() {  # wait_until SECONDS COMMAND...   by the clock: on a busy machine a look itself takes long
+  local end=$((SECONDS + $1 + 1)); shift
+  until "$@" >/dev/null 2>&1; do ((SECONDS < end)) || return 1; sleep 0.05; done
 }
 
 daemons() {  # names of the daemons of the cluster as it is configured, in starting order
@@ -237,7 +237,8 @@ check_programs() {
 }
 
 no_jobs() { [ -z "$(squeue -h)" ]; }
-all_ready() { [ "$(sinfo -h -N -p main -o '%T' | grep -cvE 'down|drain|unk|\*')" -ge "$(grep -c ^NodeName= "$conf")" ]; }
+# A drained node has answered: whoever drained it, or Slurm's reason, keeps it so.
+all_ready() { [ "$(timeout 10 sinfo -h -N -p main -o '%T' | grep -cvE 'down|unk|\*')" -ge "$(grep -c ^NodeName= "$conf")" ]; }
 
 start() {
   check_programs
@@ -253,7 +254,7 @@ start() {
   for name in $(daemons); do
     alive "$name" || start_daemon "$name" || die "$name did not start; see $dir/log"
   done
-  wait_until 20 all_ready || die "some nodes are not ready after 20 s; see \`sinfo -N\` and $dir/log"
+  wait_until 60 all_ready || die "some nodes are not ready after 60 s; see \`sinfo -N\` and $dir/log"
   echo "running: $(grep -c ^NodeName= "$conf") nodes, configuration $conf"
 }
 
@@ -268,6 +269,7 @@ stop() {
   fi
   for pid in $(step_processes); do kill -9 "$pid" 2>/dev/null || true; done
   for name in $(daemons | tac); do stop_daemon "$name"; done
+  for pid in $(step_processes); do kill -9 "$pid" 2>/dev/null || true; done  # started meanwhile
   echo "stopped; $dir can be deleted"
 }
 

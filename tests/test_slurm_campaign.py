@@ -1,31 +1,23 @@
-"""Campaigns on the virtual cluster. Scheduler, supervisors, claims and signals are real; where numbers do not matter the
-jobs' work is tests/noop/steps.py, elsewhere (slow) it is the tiny config's training over two nodes with two ranks each."""
+"""Campaigns on the virtual cluster. Scheduler, supervisors, claims and signals are real; the jobs' work is tests/noop/steps.py.
+Real training: test_slurm_training.py."""
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
-from helpers_campaign import campaign as small_campaign
 from helpers_slurm import REPO, VirtualCluster, needs_slurm, until, virtual_cluster
+from helpers_slurm_campaign import NOOP, SITE, attempts, controller, drive, events, noop, point_at, running
 
-from poise_hpc import config as configuration
-from poise_hpc import files, orders
-from poise_hpc.agent.offline import OfflineProposer
+from poise_hpc import orders
 from poise_hpc.campaign import Campaign
-from poise_hpc.cluster import SlurmCluster, for_campaign
-from poise_hpc.controller import Controller
+from poise_hpc.cluster import SlurmCluster
 from poise_hpc.types import Outcome, Stage
 
 pytestmark = needs_slurm
-SITE = REPO / "configs" / "sites" / "virtual.yaml"
-NOOP = f"{REPO / 'tests' / 'noop'}:{REPO / 'tests'}"
 
 
 @pytest.fixture(scope="module")
@@ -36,64 +28,9 @@ def cluster() -> Iterator[VirtualCluster]:
 
 @pytest.fixture
 def here(cluster, monkeypatch) -> VirtualCluster:
-    """This process talks to the cluster, and its jobs' work is a no-op. Nothing of an earlier test is in the queue."""
-    for name in [n for n in os.environ if n.startswith(("SLURM_", "SBATCH_"))]:
-        monkeypatch.delenv(name)
-    for name, value in {"SLURM_CONF": str(cluster.conf), "PYTHONPATH": NOOP, "OMP_NUM_THREADS": "1", "OMP_NOOP_STEP_S": "0"}.items():
-        monkeypatch.setenv(name, value)
-    cluster.run("scancel", "--user=" + str(os.getuid()))
-    until(lambda: not cluster.run("squeue", "--noheader"), "the queue does not empty")
+    """The jobs' work is a no-op."""
+    point_at(cluster, monkeypatch, PYTHONPATH=NOOP, OMP_NOOP_STEP_S="0")
     return cluster
-
-
-def noop(folder: Path, **change) -> Campaign:
-    made = small_campaign(folder, **configuration.overlay({"search": {"candidates": 1}, "jobs": {"heartbeat_s": 0.5}}, change))
-    made.set_site(SITE)
-    return made
-
-
-def controller(campaign: Campaign) -> Controller:
-    return Controller(campaign, for_campaign(campaign), OfflineProposer())
-
-
-def drive(driven: Controller, end: Callable[[], bool] | None = None, limit_s: float = 200.0) -> None:
-    begun = time.monotonic()
-    while not (end() if end else driven.finished):
-        assert time.monotonic() - begun < limit_s, (driven.campaign.root / "events.log").read_text()
-        if not driven.step():
-            time.sleep(0.2)
-
-
-def attempts(driven: Controller, stage: Stage, id: str = "c0000") -> list:
-    return [a for a in driven.campaign.load(id).attempts if a.stage == stage]
-
-
-def running(attempt) -> bool:
-    return (attempt.folder / "claim-0.json").exists()
-
-
-def ranks(attempt, rank: int) -> list[int]:
-    """Process ids of submitit in this attempt's job with that rank."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                arguments = (entry / "cmdline").read_bytes().split(b"\0")
-                if f"SLURM_PROCID={rank}".encode() in (entry / "environ").read_bytes().split(b"\0") and b"submitit.core._submit" in arguments \
-                        and str(attempt.folder / "submitit").encode() in arguments:
-                    found.append(int(entry.name))
-            except OSError:
-                continue
-    return found
-
-
-def kill_rank(attempt, rank: int) -> None:
-    for pid in ranks(attempt, rank):
-        os.kill(pid, signal.SIGKILL)
-
-
-def events(campaign: Campaign) -> str:
-    return (campaign.root / "events.log").read_text()
 
 
 # --- arrays
@@ -215,132 +152,9 @@ def test_a_chain_of_steps_drives_a_campaign_with_no_login_process(here, tmp_path
     assert sorted(path.name for path in made.records.iterdir()) == ["c0000.h5", "c0001.h5"], next(tmp_path.glob("*.out")).read_text()
 
 
-# --- real training over two nodes
-
-
-TINY = {"train": {"steps": 12, "checkpoint_every": 2}, "search": {"candidates": 0, "train_seeds": [0]}, "jobs": {"ranks": 4}}
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-def tiny(folder: Path, cache: Path) -> Controller:
-    config = configuration.parse(configuration.overlay(configuration.read(REPO / "configs" / "tiny.yaml"), TINY))
-    made = Campaign.create(folder, config, cache_dir=str(cache))
-    made.set_site(SITE)
-    return controller(made)
-
-
-@pytest.fixture
-def real(here, monkeypatch) -> VirtualCluster:
-    monkeypatch.delenv("PYTHONPATH")
-    return here
-
-
-@pytest.fixture(scope="module")
-def undisturbed(cluster, cache, tmp_path_factory) -> str:
-    """Hash of the weights of a run that nothing happened to."""
-    patch = pytest.MonkeyPatch()
-    patch.setenv("SLURM_CONF", str(cluster.conf))
-    patch.setenv("OMP_NUM_THREADS", "1")
-    driven = tiny(tmp_path_factory.mktemp("u") / "undisturbed", cache)
-    drive(driven, limit_s=280)
-    patch.undo()
-    (attempt,) = attempts(driven, Stage.TRAIN)
-    assert attempt.result["ranks"] == 4
-    return attempt.result["payload"]["weights_sha256"]
-
-
-def until_step(driven: Controller, step: int):
-    """The running training attempt, once it has saved that many steps."""
-    def reached() -> bool:
-        found = attempts(driven, Stage.TRAIN) if driven.active else []
-        return bool(found) and any(int(p.name[5:]) >= step for p in (found[-1].folder / "checkpoints").glob("step-*"))
-
-    drive(driven, reached)
-    return attempts(driven, Stage.TRAIN)[-1]
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_a_requeued_run_ends_with_the_undisturbed_weights(real, tmp_path, cache, undisturbed):
-    """scontrol requeue kills without asking: the same attempt starts again and goes on from its own checkpoint."""
-    driven = tiny(tmp_path / "c", cache)
-    attempt = until_step(driven, 2)
-    real.run("scontrol", "requeue", attempt.submitted["job_id"])
-    drive(driven, limit_s=280)
-    trained = attempts(driven, Stage.TRAIN)
-    assert trained[-1].result["payload"]["weights_sha256"] == undisturbed
-    if len(trained) == 1:  # it had no time to save and end within KillWait
-        assert trained[0].result["restart"] == 1 and (trained[0].folder / "claim-1.json").exists()
-    assert "resumed from" in (trained[-1].folder / "log.out").read_text()
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_a_warned_run_is_resubmitted_and_goes_on_over_another_number_of_nodes(real, tmp_path, cache, undisturbed):
-    driven = tiny(tmp_path / "c", cache)
-    attempt = until_step(driven, 2)
-    real.run("scancel", "--signal=USR2", attempt.submitted["job_id"])  # what Slurm sends before the walltime and at preemption
-    wide = tmp_path / "wide.yaml"
-    wide.write_text(f"base: {SITE}\nnodes: 4\nranks_per_node: 1\n")
-    driven.campaign.set_site(wide)
-    driven.cluster = for_campaign(driven.campaign)
-    drive(driven, limit_s=280)
-    first, second = attempts(driven, Stage.TRAIN)
-    assert (first.outcome, first.result["cause"]) == (Outcome.PREEMPTED, "stopped")
-    assert second.result["payload"]["weights_sha256"] == undisturbed
-    assert "resumed from" in (second.folder / "log.out").read_text()
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_one_dead_rank_ends_the_job(real, tmp_path, cache, undisturbed):
-    """Its supervisor and worker are gone at once, as with a lost node: the others must not wait for the time-out of a collective."""
-    driven = tiny(tmp_path / "c", cache)
-    attempt = until_step(driven, 2)
-    kill_rank(attempt, 3)
-    until(lambda: real.state(attempt.submitted["job_id"]) not in ("RUNNING", "COMPLETING"), "the job goes on without a rank", seconds=60)
-    drive(driven, limit_s=280)
-    trained = attempts(driven, Stage.TRAIN)
-    assert len(trained) == 2 and trained[0].outcome is not Outcome.SUCCEEDED
-    assert trained[1].result["payload"]["weights_sha256"] == undisturbed
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_stand_alone_training_and_evaluation(real, tmp_path, cache):
-    config = tmp_path / "tiny.yaml"
-    config.write_text(f"base: {REPO / 'configs' / 'tiny.yaml'}\ntrain: {{steps: 30, checkpoint_every: 100}}\n")
-    out = tmp_path / "out put"
-
-    def submit(wrapper: str, *arguments: str) -> str:
-        env = real.env | {"POISE_HOST_PYTHON": sys.executable, "POISE_CACHE_DIR": str(cache), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run([str(REPO / "slurm" / "submit.sh"), str(SITE), wrapper, *arguments, "--config", str(config)], env=env, cwd=tmp_path,
-                              capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return done.stdout.split()[-1]
-
-    job = submit("train.sbatch", "grpo", "--out", str(out), "--seed", "5")
-    until(lambda: any(len(p.read_bytes().splitlines()) > 2 for p in out.glob("attempts/train-*/curves.jsonl")), "it does not train", seconds=120)
-    real.run("scancel", "--signal=USR1", "--batch", job)
-    until((out / "train.json").exists, "it does not go on", seconds=200)
-    real.wait_for(job, "COMPLETED")
-    first, second = sorted(out.glob("attempts/train-s5-*"))
-    assert files.read_json(first / "result.json")["outcome"] == "preempted"
-    assert "resumed from" in (second / "log.out").read_text() and len((second / "curves.jsonl").read_text().splitlines()) == 30
-    weights = json.loads((out / "train.json").read_text())["weights"]["1"]
-    job = submit("evaluate.sbatch", weights, "--out", str(tmp_path / "scores"))
-    real.wait_for(job, "COMPLETED")
-    assert set(json.loads((tmp_path / "scores" / "scores.json").read_text())["benchmarks"]) == {"easy/acc@1", "hard/acc@1", "hard/pass@4"}
-
-
 # --- everything at once
 
 
-@pytest.mark.slow
 @pytest.mark.soak
 @pytest.mark.timeout(600)
 def test_chaos(tmp_path):
@@ -349,16 +163,3 @@ def test_chaos(tmp_path):
     verdict = json.loads(done.stdout)
     assert {key: verdict[key] for key in ("lost", "doubled", "orphaned", "different")} == dict.fromkeys(("lost", "doubled", "orphaned", "different"), []), done.stderr
     assert sum(verdict["disturbances"].values()) >= 6
-
-
-@pytest.mark.slow
-def test_the_doctor_looks_from_two_nodes(real, tmp_path):
-    done = subprocess.run([sys.executable, "-m", "poise_hpc.cli", "doctor", "--site", str(SITE), "--config", str(REPO / "configs" / "tiny.yaml"),
-                           "--folder", str(tmp_path), "--json"], env=real.env, capture_output=True, text=True)
-    said = {f["name"]: f for f in json.loads(done.stdout)["findings"]}
-    assert done.returncode == 0 and {"all-reduce", "exclusive creation", "hdf5", "versions"} <= {n for n, f in said.items() if f["level"] == "ok"}, said
-    assert not list(tmp_path.iterdir())  # nothing left
-    bad = tmp_path / "bad.yaml"
-    bad.write_text("partitions: [nowhere]\n")
-    done = subprocess.run([sys.executable, "-m", "poise_hpc.cli", "doctor", "--site", str(bad), "--folder", str(tmp_path)], env=real.env, capture_output=True, text=True)
-    assert done.returncode == 1 and "there is no nowhere; there are high, low, main" in done.stdout
