@@ -191,14 +191,17 @@ def main() -> None:
     parser.add_argument("--entries", type=int, default=10_000)
     parser.add_argument("--seeds", type=int, default=2, help="training seeds: 1 + seeds jobs a candidate")
     parser.add_argument("--slurm", action="store_true", help="instead: --candidates through a virtual Slurm cluster, see bench_slurm.py")
+    parser.add_argument("--peers", default="", help="with --slurm: also shinka=PYTHON,openevolve=PYTHON, interpreters that have these packages")
+    parser.add_argument("--peer-candidates", type=int, default=60)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--keep", type=Path, help="keep the filled campaign in this folder, or use the one that is there")
     arguments = parser.parse_args()
     if arguments.slurm:
         import bench_slurm
 
-        row = bench_slurm.measure(arguments.candidates, arguments.seeds)
-        return print(json.dumps(row) if arguments.json else "\n".join(f"{name:32} {value}" for name, value in row.items()))
+        rows = bench_slurm.measure(arguments.candidates, arguments.seeds, dict(peer.split("=", 1) for peer in arguments.peers.split(",") if peer),
+                                   arguments.peer_candidates)
+        return print(json.dumps(rows) if arguments.json else bench_slurm.text(rows))
     with tempfile.TemporaryDirectory(prefix="bench-controller-") as scratch:
         folder = arguments.keep or Path(scratch) / "full"
         out: dict[str, Any] = {"empty": run(Path(scratch) / "small", arguments.candidates, arguments.seeds, {}),
