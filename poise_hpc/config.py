@@ -45,6 +45,11 @@ class Model(Section):
         return self
 
 
+# Arguments of vllm.LLM on which the meaning of the results rests.
+VLLM_FIXED = frozenset({"model", "dtype", "tensor_parallel_size", "seed", "distributed_executor_backend", "skip_tokenizer_init",
+                        "logprobs_mode", "enable_prefix_caching", "enable_sleep_mode"})
+
+
 class Rollout(Section):
     engine: Literal["hf", "vllm"] = "hf"
     prompts: Positive = 16              # per training step, over all ranks
@@ -52,6 +57,15 @@ class Rollout(Section):
     temperature: Annotated[float, Field(gt=0)] = 1.0
     max_rounds: Positive = 1            # dynamic sampling: generation rounds a step at most (1: dropped groups are not replaced)
     weight_cap: Annotated[float, Field(ge=1)] = 2.0  # truncated importance weight, sampler against trainer
+    tensor_parallel: Positive = 1       # engine vllm: ranks of one node that hold one sampler together
+    vllm: dict[str, Any] = {}           # engine vllm: further arguments of vllm.LLM, e.g. gpu_memory_utilization
+
+    @field_validator("vllm")
+    @classmethod
+    def _vllm(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if fixed := sorted(value.keys() & VLLM_FIXED):
+            raise ValueError(f"{', '.join(fixed)} cannot be given: the engine sets it")
+        return value
 
 
 class Train(Section):
@@ -66,6 +80,7 @@ class Train(Section):
     gradient_clip: Annotated[float, Field(gt=0)] = 1.0
     zero_stage: Literal[0, 1, 2, 3] = 0
     deepspeed: dict[str, Any] = {}      # merged over the generated DeepSpeed config
+    gradient_checkpointing: bool = False  # layers keep their inputs only: a third more arithmetic, far less memory
     checkpoint_every: Positive = 8      # steps
     share_prompt: bool = True           # compute a prompt once per group in the update
     skip_zero_advantage: bool = True    # where the algorithm promises zero_advantage_zero_loss
@@ -99,6 +114,7 @@ class Benchmark(Section):
 class Evaluate(Section):
     at: tuple[Fraction, ...] = (0.25, 0.5, 1.0)  # fractions of the training steps
     purpose: Literal["selection", "confirmation"] = "selection"  # which of the task's prompts
+    engine: Literal["hf", "vllm"] | None = None  # that samples; None: rollout.engine
     score: Literal["curve", "final"] = "curve"   # Overall of all points averaged, or of the last
     benchmarks: dict[str, Benchmark] = {
         "easy": Benchmark(split="easy", problems=96, samples=4, metrics={"acc@1": 0.2}),
@@ -269,6 +285,24 @@ class Config(Section):
             raise ValueError(f"rollout.prompts ({self.rollout.prompts}) must be a multiple of jobs.ranks ({self.jobs.ranks})")
         return self
 
+    @property
+    def evaluation_engine(self) -> str:
+        return self.evaluate.engine or self.rollout.engine
+
+    @model_validator(mode="after")
+    def _engines(self) -> Config:
+        parallel = self.rollout.tensor_parallel
+        if parallel > 1 and self.rollout.engine != "vllm":
+            raise ValueError(f"rollout.tensor_parallel {parallel} needs rollout.engine vllm")
+        if self.jobs.ranks % parallel:
+            raise ValueError(f"jobs.ranks ({self.jobs.ranks}) must be a multiple of rollout.tensor_parallel ({parallel})")
+        # Rank 0 evaluates alone then, with the engine that it has sampled with; a vLLM engine is made by all ranks together.
+        if (self.evaluation_engine == "vllm" and self.jobs.evaluate_by == "train" and self.jobs.ranks > 1
+                and (parallel > 1 or self.rollout.engine != "vllm")):
+            raise ValueError("evaluation on vLLM within the training job needs rollout.engine vllm with tensor_parallel 1; give "
+                             "jobs.evaluate_by: seed (or element), or evaluate.engine: hf")
+        return self
+
     def dump(self) -> dict[str, Any]:
         """Every value, defaults included, JSON-able."""
         return self.model_dump(mode="json")
@@ -317,7 +351,9 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     try:
         data = yaml.safe_load(path.read_text())
     except FileNotFoundError:
-        raise UsageError(f"{path}: no such config file") from None
+        raise UsageError(f"{path}: no such file" + (f"; {seen[-1]} names it as its 'base'" if seen else "")) from None
+    except IsADirectoryError:
+        raise UsageError(f"{path} is a folder; a YAML file was wanted") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read ({error})") from None
     except yaml.YAMLError as error:
