@@ -160,7 +160,7 @@ def test_damaged_checkpoints_are_named_and_passed_over(stopped, tmp_path, capsys
 def test_a_checkpoint_of_another_recipe_is_not_used(stopped, tmp_path, capsys):
     attempt, _, recipe = copy(stopped, tmp_path / "a")
     assert checkpoint.newest([attempt], recipe | {"seed": 4, "ranks": 2}) is None
-    assert "made with another ranks, seed" in capsys.readouterr().out
+    assert "made with another seed" in capsys.readouterr().out
 
 
 def flip(path: Path) -> None:

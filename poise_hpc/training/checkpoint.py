@@ -1,11 +1,14 @@
 """Checkpoints: whole or not there, checked at each use. And snapshots, the weights that evaluation looks at.
 
-    <attempt>/checkpoints/step-000016/   engine/ (DeepSpeed)  trainer.json  manifest.json (last: sha256 of every file)
+    <attempt>/checkpoints/step-000016/   engine/part-<rank>.safetensors  trainer.json  manifest.json (last: sha256 of every file)
     <attempt>/snapshots/step-000012/     a Hugging Face folder
 
 The number is that of finished steps. A folder is written under a temporary name and renamed; the older checkpoint goes
 once the newer is complete. A checkpoint knows the snapshots that were there when it was made: a run that resumes from it
 carries them over, so that an attempt is complete in itself.
+
+A checkpoint does not depend on the number of ranks that made it. With as many ranks a run goes on bit-identically, with
+another number to rounding.
 
 With several nodes, all ranks must see one file system.
 """
@@ -85,8 +88,8 @@ def examine(folder: Path, recipe: dict[str, Any]) -> tuple[Progress | None, str]
         progress = Progress(**json.loads((folder / "trainer.json").read_text()))
     except (files.CorruptFile, OSError, ValueError, TypeError, AttributeError) as error:
         return None, f"unreadable ({error})"
-    if progress.recipe != recipe:
-        differs = sorted(k for k in {*recipe, *progress.recipe} if recipe.get(k) != progress.recipe.get(k))
+    differs = sorted(k for k in {*recipe, *progress.recipe} - {"ranks"} if recipe.get(k) != progress.recipe.get(k))
+    if differs:
         return None, f"made with another {', '.join(differs)}"
     snapshots = folder.parent.parent / "snapshots"
     for name, sha256 in progress.snapshots.items():
@@ -105,7 +108,9 @@ def resume(attempt: Path, earlier: Sequence[Path], recipe: dict[str, Any], engin
     engine.load(folder)
     source = folder.parent.parent
     if ranks.rank == 0:
-        print(f"resumed from {folder} after step {progress.steps}", flush=True)
+        then, now = progress.recipe["ranks"], recipe["ranks"]
+        print(f"resumed from {folder} after step {progress.steps}"
+              + ("" if then == now else f", with {now} ranks instead of {then}: equal to rounding, not to the bit"), flush=True)
         for name in progress.snapshots if source != attempt else ():
             _write_folder(attempt / "snapshots" / name, lambda to, name=name: _link(source / "snapshots" / name, to))
     return progress

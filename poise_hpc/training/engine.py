@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +50,19 @@ def deepspeed_config(train: Train, dtype: str) -> dict[str, Any]:
     return overlay({
         "train_micro_batch_size_per_gpu": 1,        # of DeepSpeed's own data loader, which is not used
         "managed_gradient_accumulation": False,     # microbatches vary from step to step: `step` is the boundary
-        "zero_optimization": {"stage": train.zero_stage},
+        "zero_optimization": {"stage": stage(train, dtype)},
         "bf16": {"enabled": dtype == "bfloat16"},
         "gradient_clipping": train.gradient_clip,
         "steps_per_print": None,
     }, train.deepspeed)
+
+
+def stage(train: Train, dtype: str) -> int:
+    """bfloat16 at stage 0 is run as stage 1, the same arithmetic: float32 weights are kept beside either way, and stage 1 spreads them."""
+    return max(train.zero_stage, 1) if dtype == "bfloat16" else train.zero_stage
+
+
+MOMENTS = ("exp_avg", "exp_avg_sq")  # of torch's AdamW
 
 
 class Engine:
@@ -65,10 +74,11 @@ class Engine:
         self.ranks, self._norm = ranks, None
         # ZeRO-3 leaves no rank with whole weights: what samples and saves needs a copy of its own.
         self._copy = copy.deepcopy(policy.model) if train.zero_stage == 3 else None
-        optimizer = torch.optim.AdamW(policy.parameters(), lr=train.learning_rate, betas=train.betas,
+        self._plain = stage(train, dtype) == 0  # weights and moments are whole on every rank
+        self._optimizer = optimizer = torch.optim.AdamW(policy.parameters(), lr=train.learning_rate, betas=train.betas,
                                       weight_decay=train.weight_decay, fused=True)
         config = deepspeed_config(train, dtype)
-        if train.zero_stage == 0 and dtype == "float32":
+        if self._plain:
             # DeepSpeed clips here without telling the norm. This hook runs after the reduction over ranks.
             config["gradient_clipping"] = 0.0
             optimizer.register_step_pre_hook(lambda *_: self._clip(train.gradient_clip))
@@ -94,6 +104,15 @@ class Engine:
         parameters = [p for p in self._engine.module.parameters() if p.grad is not None]
         self._norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
 
+    @property
+    def model(self) -> nn.Module:
+        """The transformers model that is trained. Under ZeRO-3 its parameters are spread over the ranks: see `whole`."""
+        return self._engine.module.model
+
+    def whole(self, parameters: list[nn.Parameter]) -> AbstractContextManager[Any]:
+        """Inside, these parameters hold all their values on every rank. Collective under ZeRO-3."""
+        return nullcontext() if self._copy is None else _quiet_import().zero.GatheredParameters(parameters)
+
     def full_model(self) -> nn.Module:
         """The transformers model with whole weights: to sample from, to save. Collective under ZeRO-3."""
         model = self._engine.module.model
@@ -106,10 +125,81 @@ class Engine:
         return self._copy
 
     def save(self, folder: Path) -> None:
-        """Weights and optimizer state, by all ranks into one folder."""
-        self._engine.save_checkpoint(str(folder), tag="engine", save_latest=False)
+        """Whole weights and moments in float32, and the number of updates. Collective: the parameters are dealt out to the
+        ranks, each writes a file. Neither the number of ranks nor the ZeRO stage shows in what is written."""
+        from safetensors.torch import save_file
+
+        if not self._optimizer.state:
+            self._make_moments()
+        updates = int(next(iter(self._optimizer.state.values()))["step"])
+        mine, load = {}, [0] * self.ranks.world
+        for name, p in self._parameters():
+            owner = load.index(min(load))
+            whole = {key: self._whole(p, key) for key in ("weight", *MOMENTS)}
+            load[owner] += whole["weight"].numel()
+            if owner == self.ranks.rank:
+                mine |= {f"{name}/{key}": value.detach().cpu().contiguous() for key, value in whole.items()}
+        (folder / "engine").mkdir(exist_ok=True)
+        save_file(mine, folder / "engine" / f"part-{self.ranks.rank}.safetensors", metadata={"updates": str(updates)})
 
     def load(self, folder: Path) -> None:
-        loaded, _ = self._engine.load_checkpoint(str(folder), tag="engine")
-        if loaded is None:
-            raise PoiseError(f"DeepSpeed finds no checkpoint in {folder / 'engine'}")
+        """Go on from what any number of ranks has saved."""
+        from safetensors import safe_open
+
+        parameters, found = dict(self._parameters()), set()
+        self._make_moments()
+        for path in sorted((folder / "engine").glob("part-*.safetensors")):
+            with safe_open(path, "pt") as part:
+                updates = float(part.metadata()["updates"])
+                for key in part.keys():
+                    name, _, kind = key.rpartition("/")
+                    found.add((name, kind))
+                    if name in parameters:
+                        self._set_whole(parameters[name], kind, part.get_tensor(key))
+        if found != {(name, kind) for name in parameters for kind in ("weight", *MOMENTS)}:
+            raise PoiseError(f"{folder / 'engine'} holds {len(found)} tensors of another model: {3 * len(parameters)} were wanted")
+        if not self._plain and not hasattr(next(iter(parameters.values())), "ds_id"):
+            self._engine.optimizer.update_lp_params()
+        for state in self._optimizer.state.values():
+            state["step"].fill_(updates)
+
+    def _parameters(self) -> list[tuple[str, nn.Parameter]]:
+        return list(self._engine.module.named_parameters())
+
+    def _make_moments(self) -> None:
+        """DeepSpeed makes them in its first step: one without gradient, at learning rate 0, that is not counted."""
+        one = torch.zeros(1, 1, dtype=torch.long, device=self.device)
+        logp, _ = self([[0]], one[0], one, one[0] + 1)
+        self.backward(0.0 * logp.sum())
+        self.step(0.0)
+        for state in self._optimizer.state.values():
+            state["step"].zero_()
+
+    def _whole(self, p: nn.Parameter, kind: str) -> Tensor:
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        if self._plain:
+            return p if kind == "weight" else self._optimizer.state[p][kind]
+        return safe_get_full_fp32_param(p) if kind == "weight" else safe_get_full_optimizer_state(p, kind)
+
+    def _set_whole(self, p: nn.Parameter, kind: str, value: Tensor) -> None:
+        from deepspeed import utils
+
+        with torch.no_grad():
+            if self._plain:
+                self._whole(p, kind).copy_(value)
+            elif hasattr(p, "ds_id"):
+                # ZeRO-3. Its setter of whole values fails where the ranks do not divide the number of elements.
+                size = p.ds_tensor.numel()
+                padded = torch.nn.functional.pad(value.flatten(), (0, size * self.ranks.world - value.numel()))
+                part = padded.narrow(0, size * self.ranks.rank, size)
+                if kind == "weight":
+                    utils.safe_set_local_fp32_param(p, part)
+                    with _quiet_import().zero.GatheredParameters([p], modifier_rank=0):
+                        p.copy_(value)
+                else:
+                    utils.safe_set_local_optimizer_state(p, part, kind)
+            elif kind == "weight":
+                utils.safe_set_full_fp32_param(p, value)
+            else:
+                utils.safe_set_full_optimizer_state(p, value, kind)

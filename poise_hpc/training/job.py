@@ -17,6 +17,8 @@ from .. import files, worker
 from ..config import Config
 from ..types import PoiseError
 
+SHARE = 0.4  # of the GPU's memory, for vLLM's weights and cache while it samples; the update has it otherwise
+
 
 def run(job: dict[str, Any], attempt_dir: Path) -> dict[str, Any]:
     from . import checkpoint, engine, process
@@ -66,27 +68,37 @@ def make_trainer(config: Config, job: dict[str, Any], ranks: Any) -> Any:
     import transformers
 
     from ..algorithms.load import load
-    from ..rollout.hf_engine import HFEngine
     from ..tasks.base import load_task
     from .engine import Engine
     from .loop import Trainer
     from .policy import Policy
 
-    if config.rollout.engine != "hf":
-        raise PoiseError(f"rollout.engine {config.rollout.engine!r} is not available here; 'hf' is")
-    def policy() -> Policy:
+    def policy(recompute: bool) -> Policy:
         model, info = transformers.AutoModelForCausalLM.from_pretrained(
             job["model"], dtype=getattr(torch, config.model.dtype), output_loading_info=True)
         if info["missing_keys"]:  # transformers would go on with random values
             raise PoiseError(f"the model {job['model']} lacks {', '.join(sorted(info['missing_keys'])[:5])}: it is not whole")
-        return Policy(model, config.rollout.temperature, config.train.share_prompt)
+        return Policy(model, config.rollout.temperature, config.train.share_prompt, recompute)
 
     algorithm = load(Path(job["package"]))
-    engine = Engine(policy(), config.train, config.model.dtype, ranks)
-    reference = policy().to(engine.device).requires_grad_(False) if "ref_logp" in algorithm.needs else None
+    engine = Engine(policy(config.train.gradient_checkpointing), config.train, config.model.dtype, ranks)
+    reference = policy(False).requires_grad_(False) if "ref_logp" in algorithm.needs else None
     task = load_task(config, job.get("data_sha256"))
-    return Trainer(config, job["seed"], task, algorithm, engine, HFEngine(engine.full_model()), reference, ranks,
+    return Trainer(config, job["seed"], task, algorithm, engine, sampler_of(engine, config, Path(job["model"])), reference, ranks,
                    state=algorithm.initial_state())
+
+
+def sampler_of(engine: Any, config: Config, start_model: Path) -> Any:
+    """vLLM or the module itself. A rank that trains on what it has sampled itself, with the same module, keeps the products for its first update."""
+    if config.rollout.engine == "vllm":
+        from ..rollout import vllm_engine
+
+        return vllm_engine.engine(start_model, config.model.dtype, config.rollout.tensor_parallel, config.rollout.vllm, SHARE)
+    from ..rollout import recall
+    from ..rollout.hf_engine import HFEngine
+
+    own = engine.ranks.world == 1 and config.train.zero_stage < 3 and config.model.dtype == "float32" and config.train.share_prompt
+    return HFEngine(engine.full_model(), recall_bytes=recall.LIMIT if own else 0)
 
 
 def recipe_of(config: Config, job: dict[str, Any], world: int) -> dict[str, Any]:
