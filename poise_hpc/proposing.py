@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from . import files, guidance, packages
 from .agent.base import Context, Draft, DraftRejected, Proposer
-from .archive import ArchiveView
+from .archive import ArchiveView, find
 from .campaign import Campaign, Candidate
 from .lifecycle import RESTING
 from .thinking import Thinking
@@ -36,6 +36,7 @@ class Proposing:
         self.campaign, self.proposer, self.archive, self.thinking = campaign, proposer, archive, thinking
         self.waiting = False  # the next candidate cannot be proposed before others are archived
         self.spent = ""       # why the proposer cannot be paid for another proposal
+        self._pending: dict[str, Draft] = {}  # what the last proposal saw of those that are not archived
 
     def exhausted(self, count: int, active: Mapping[str, Candidate], now: float) -> str:
         """Why no further candidate is wanted; "" while some are."""
@@ -71,7 +72,7 @@ class Proposing:
 
     def propose(self, id: str, horizon: int) -> Made | None:
         """Ask the proposer; None while it thinks, while the baseline is missing, or when its money is spent."""
-        if all(e.id != BASELINE_ID for e in self.archive.entries):
+        if find(self.archive.entries, BASELINE_ID) is None:
             self.waiting = True
             return None
 
@@ -123,17 +124,18 @@ class Proposing:
             since -= 1
         said = guidance.at(campaign.root, number, search.directive, since)
         # Read now, and in their first version: what this candidate sees must not depend on how fast others are repaired.
-        pending = {candidate_id(k): packages.read(campaign.candidates / candidate_id(k), 1) for k in range(max(1, horizon + 1), number)}
+        ids = [candidate_id(k) for k in range(max(1, horizon + 1), number)]
+        pending = self._pending = {c: self._pending.get(c) or packages.read(campaign.candidates / c, 1) for c in ids}
         rng = numpy.random.default_rng([search.seed, number])
         pick = self.pick(number, entries, {c: d.proposal.parents for c, d in pending.items()}, said, rng)
         pick |= {"visible": len(entries), "visible_to": candidate_id(horizon), "pending": sorted(pending)}
-        by_id = {e.id: e for e in entries}
-        parent = by_id[pick["parent"]]
+        parent = find(entries, pick["parent"])
+        assert parent is not None
         return Context(
             id=id, seed=search.seed, parent=parent, parent_code=campaign.code(parent.id), parent_proposal=campaign.proposal(parent.id),
             references=tuple(choose_references(entries, parent.id, 4, rng)), entries=entries,
-            pending=tuple((c, d.proposal) for c, d in pending.items()), proposals=Lazy(by_id, campaign.proposal),
-            code=lambda c: pending[c].files if c in pending else campaign.code(c), reflections=Lazy(by_id, lambda c: reflection(campaign, c)),
+            pending=tuple((c, d.proposal) for c, d in pending.items()), proposals=Lazy(entries, campaign.proposal),
+            code=lambda c: pending[c].files if c in pending else campaign.code(c), reflections=Lazy(entries, lambda c: reflection(campaign, c)),
             directive=said.directive, ideas=said.ideas, vetoed=said.vetoed_mechanisms), pick
 
     def pick(self, number: int, entries: Sequence[EntrySummary], pending: Mapping[str, tuple[str, ...]], said: guidance.Guidance,
@@ -145,11 +147,12 @@ class Proposing:
         planned = files.read_json(campaign.root / PLANNED / candidate_id(number) / "pick.json")
         if planned is not None:
             return planned
-        base = next(e for e in entries if e.id == BASELINE_ID)
+        base = find(entries, BASELINE_ID)
+        assert base is not None
         if base.score is None:
             raise PoiseError(f"the baseline {BASELINE_ID} failed ({base.cause}), so there is nothing to compare with; "
                              f"`poise-hpc show {campaign.root} {BASELINE_ID}` says why. Start another campaign")
-        if said.pinned and any(e.id == said.pinned and e.score for e in entries):
+        if said.pinned and (pinned := find(entries, said.pinned)) and pinned.score:
             return {"parent": said.pinned, "explanation": "pinned by a person", "terms": []}
         barred = guidance.barred(said, entries)
         previous = files.read_json(campaign.candidates / candidate_id(number - 1) / "pick.json") if (number - 1) % search.per_parent else None
@@ -212,19 +215,19 @@ def added(archive: ArchiveView, active: Mapping[str, Candidate]) -> int:
 class Lazy(Mapping[str, T]):
     """A mapping over the visible entries that reads a file when it is asked."""
 
-    def __init__(self, keys: Mapping[str, EntrySummary], read: Callable[[str], T]):
-        self._keys, self._read = keys, read
+    def __init__(self, entries: Sequence[EntrySummary], read: Callable[[str], T]):
+        self._entries, self._read = entries, read
 
     def __getitem__(self, key: str) -> T:
-        if key not in self._keys:
+        if find(self._entries, key) is None:
             raise KeyError(key)
         return self._read(key)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._keys)
+        return (e.id for e in self._entries)
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(self._entries)
 
 
 def reflection(campaign: Campaign, id: str) -> Reflection:

@@ -5,71 +5,71 @@ import hashlib
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from . import entry as tables
 from . import files, jobspec, stats
 from .agent.base import Facts
-from .archive import ArchiveView
+from .archive import ArchiveView, find
 from .campaign import Attempt, Campaign, Candidate
+from .config import Config
 from .entry import Entry
 from .evaluation import metrics
 from .types import BASELINE_ID, EntrySummary, Outcome, Score, Stage
 
 
+@dataclass(frozen=True)
+class Results:
+    """What a candidate's jobs left behind, read. Keys are training seeds."""
+
+    curves: dict[str, list[dict[str, Any]]]                       # a row a step
+    behaviour: dict[str, float]
+    elements: dict[int, list[tuple[Path, dict[str, Any]]]]        # of the evaluation, with their files
+    evaluations: dict[str, dict[str, Any]]                        # merged; {} unless every seed has all of its elements
+
+    @classmethod
+    def of(cls, candidate: Candidate, config: Config) -> Results:
+        verify(candidate)
+        rows, found = curves(candidate), {seed: elements(candidate, seed) for seed in config.search.train_seeds}
+        whole = len(config.evaluate.benchmarks) * len(config.evaluate.at)
+        complete = all(len(each) >= whole for each in found.values())
+        merged = {str(seed): metrics.merge([e for _, e in each], config.evaluate.benchmarks) for seed, each in found.items()} if complete else {}
+        return cls(rows, behaviour(rows), found, merged)
+
+
 class Recorder:
-    """Builds reflections and entries. The baseline's figures, which every candidate is compared with, are read once."""
+    """Builds reflections and entries. The results of the baseline, which all are compared with, and of the candidate at hand are kept."""
 
     def __init__(self, campaign: Campaign, archive: ArchiveView):
         self.campaign, self.archive = campaign, archive
-        self._elements: tuple[str, dict[int, list[tuple[Path, dict[str, Any]]]]] = ("", {})  # of the candidate at hand
-        self._evaluations: dict[str, dict[str, dict[str, Any]]] = {}  # of the baseline and the candidate at hand
-        self._baseline_curves: dict[str, list[dict[str, Any]]] | None = None
+        self._results: dict[str, Results] = {}
+
+    def results(self, candidate: Candidate) -> Results:
+        if candidate.id not in self._results:
+            kept = {id: r for id, r in self._results.items() if id == BASELINE_ID}
+            self._results = kept | {candidate.id: Results.of(candidate, self.campaign.config)}
+        return self._results[candidate.id]
+
+    def baseline(self) -> Results:
+        return self._results.get(BASELINE_ID) or self.results(self.campaign.load(BASELINE_ID))
 
     def facts(self, candidate: Candidate) -> Facts:
-        verify(candidate)
-        proposal, rows = candidate.proposal(), curves(candidate)
-        parent = self._summary(proposal.parents[0]) if proposal.parents else None
-        base = self._summary(BASELINE_ID) if candidate.id != BASELINE_ID else None
-        if base and self._baseline_curves is None:
-            self._baseline_curves = curves(self.campaign.load(BASELINE_ID))
+        proposal, own = candidate.proposal(), self.results(candidate)
+        parent = find(self.archive.entries, proposal.parents[0]) if proposal.parents else None
+        base = find(self.archive.entries, BASELINE_ID) if candidate.id != BASELINE_ID else None
         return Facts(
             id=candidate.id, proposal=proposal, outcome=candidate.outcome or Outcome.CANDIDATE_ERROR, cause=candidate.cause,
             message=candidate.message, score=self.score(candidate), parent_score=parent.score if parent else None,
-            baseline_score=base.score if base else None, curves=rows,
-            baseline_curves=self._baseline_curves or {} if base else {}, behaviour=behaviour(rows))
+            baseline_score=base.score if base else None, curves=own.curves,
+            baseline_curves=self.baseline().curves if base else {}, behaviour=own.behaviour)
 
     def score(self, candidate: Candidate) -> Score | None:
         if candidate.outcome is not Outcome.SUCCEEDED:
             return None
-        base = self.evaluations(self.campaign.load(BASELINE_ID)) if candidate.id != BASELINE_ID else None
-        return stats.score(self.evaluations(candidate), base or None, self.campaign.config.evaluate.score)
-
-    def evaluations(self, candidate: Candidate) -> dict[str, dict[str, Any]]:
-        """Merged evaluation by seed; {} unless every seed has all of its elements."""
-        if candidate.id not in self._evaluations:
-            self._evaluations = {id: e for id, e in self._evaluations.items() if id == BASELINE_ID} | {candidate.id: self._merged(candidate)}
-        return self._evaluations[candidate.id]
-
-    def elements(self, candidate: Candidate) -> dict[int, list[tuple[Path, dict[str, Any]]]]:
-        """Training seed -> evaluation elements with their files."""
-        if self._elements[0] != candidate.id:
-            self._elements = candidate.id, {seed: elements(candidate, seed) for seed in self.campaign.config.search.train_seeds}
-        return self._elements[1]
-
-    def _merged(self, candidate: Candidate) -> dict[str, dict[str, Any]]:
-        config = self.campaign.config
-        out = {}
-        for seed, found in self.elements(candidate).items():
-            if len(found) < len(config.evaluate.benchmarks) * len(config.evaluate.at):
-                return {}
-            out[str(seed)] = metrics.merge([element for _, element in found], config.evaluate.benchmarks)
-        return out
-
-    def _summary(self, id: str) -> EntrySummary | None:
-        return next((e for e in self.archive.entries if e.id == id), None)
+        base = self.baseline().evaluations if candidate.id != BASELINE_ID else None
+        return stats.score(self.results(candidate).evaluations, base or None, self.campaign.config.evaluate.score)
 
     def record(self, candidate: Candidate) -> EntrySummary:
         """Write the entry. Large files that it does not need go first, so that a kill in between leaves none behind."""
@@ -79,25 +79,24 @@ class Recorder:
 
     def entry(self, candidate: Candidate) -> Entry:
         """Everything of a candidate, from its files."""
-        verify(candidate)
-        campaign, proposal, rows = self.campaign, candidate.proposal(), curves(candidate)
-        names, steps, values = tables.curve_table({int(seed): r for seed, r in rows.items()})
+        campaign, proposal, own = self.campaign, candidate.proposal(), self.results(candidate)
+        names, steps, values = tables.curve_table({int(seed): r for seed, r in own.curves.items()})
         seeds = campaign.config.search.train_seeds
         trained = [a for seed in seeds if (a := _trained(candidate, seed))]
         score = self.score(candidate)
-        evaluations, tokens, offsets = tables.evaluation_tables(e for seed, found in self.elements(candidate).items() for e in completions(seed, found))
+        evaluations, tokens, offsets = tables.evaluation_tables(e for seed, found in own.elements.items() for e in completions(seed, found))
         check = candidate.of(Stage.CHECK, "")
         reflection = candidate.folder / "reflection.json"
         return Entry(
             id=candidate.id, name=proposal.name, parents=proposal.parents, proposer=proposal.proposer, proposal=proposal.to_json(),
             outcome=candidate.outcome or Outcome.CANDIDATE_ERROR, cause=candidate.cause, message=candidate.message,
             created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(reflection.stat().st_mtime)),
-            config=(campaign.root / "config.yaml").read_text(), code=campaign.code(candidate.id), seeds=tuple(int(seed) for seed in rows),
+            config=(campaign.root / "config.yaml").read_text(), code=campaign.code(candidate.id), seeds=tuple(int(seed) for seed in own.curves),
             versions=campaign.meta["versions"], hashes=hashes(campaign, candidate, trained),
             pick=files.read_json(candidate.folder / "pick.json") or {},
             checks=(files.read_json(check[-1].folder / "checks.json") or {}).get("checks", []) if check else [],
             attempts=[attempt_row(a) for a in candidate.attempts], timings=timings(trained), score=asdict(score) if score else None,
-            behaviour=behaviour(rows), reflection=files.read_json(reflection), curve_names=names, curve_steps=steps, curve_values=values,
+            behaviour=own.behaviour, reflection=files.read_json(reflection), curve_names=names, curve_steps=steps, curve_values=values,
             evaluations=evaluations, completion_tokens=tokens, completion_offsets=offsets)
 
 
