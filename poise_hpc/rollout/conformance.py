@@ -35,6 +35,10 @@ def check(engine: RolloutEngine, model: nn.Module, tolerance: float = 1e-4) -> N
     _log_probs_are_the_models(greedy, prompts, model, 1.0, tolerance, most_likely=True)
 
     _new_weights_arrive(engine, model, prompts, keys, arguments, tolerance)
+    engine.rest()
+    engine.load_weights(model)
+    again = engine.generate(prompts, 4, temperature=0.7, keys=keys, **arguments)
+    _same(drawn, again, "a call after other weights, and a rest,")
 
 
 def _well_formed(r: Rollouts, N: int, V: int, T: int, eos: int, pad: int) -> None:
