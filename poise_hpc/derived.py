@@ -6,11 +6,14 @@ of its origin, with a fixed list of packages instead of a proposer, so it surviv
     ablate    baseline, entry, and the entry without each of its mechanisms
     transfer  baseline and entry in another config
 
-Everything is taken from the entry's record: code, config, seeds.
+Everything is taken from the entry's record: code, config, seeds. Jobs run where the origin's did, unless told otherwise.
 """
 from __future__ import annotations
 
 import itertools
+import shlex
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +28,50 @@ from .types import BASELINE_ID, UsageError
 FRESH = 1000  # fresh training seeds start here: no search uses them by default
 
 
-def create(kind: str, origin: Campaign, id: str, seeds: int | None, config_file: Path | None) -> Campaign:
-    """The derived campaign, new or (same entry, seeds and config) taken up again."""
+@dataclass(frozen=True)
+class Plan:
+    """A derived campaign that may be there already: the same entry, seeds and config are taken up again."""
+
+    entry: Entry
+    root: Path
+    config: configuration.Config
+
+
+def plan(kind: str, origin: Campaign, id: str, seeds: int | None, config_file: Path | None) -> Plan:
+    """What `create` would make; writes nothing."""
     path = origin.records / f"{id}.h5"
     if not path.exists():
-        raise UsageError(f"{id} has no archive entry in {origin.root}; `poise-hpc leaderboard {origin.root}` lists those that have")
+        raise UsageError(f"{id} has no archive entry in {origin.root}; `poise-hpc leaderboard {shlex.quote(str(origin.root))}` lists those that have")
     entry = read(path)
     config = configuration.load(config_file) if config_file else configuration.parse(yaml.safe_load(entry.config), f"{path}: config")
-    return _open(kind, origin, entry, settings(kind, config, entry, seeds))
+    config = settings(kind, config, entry, seeds)
+    for number in itertools.count(1):
+        root = origin.root / "derived" / f"{kind}-{id}-{number}"
+        config = configuration.parse(configuration.overlay(config.dump(), {"search": {"baseline": str(root / "baseline")}}))
+        if not root.exists():
+            break
+        existing = Campaign.open(root)
+        if existing.config == config and existing.meta["origin"] == {"kind": kind, "id": id}:
+            break
+    return Plan(entry, root, config)
+
+
+def create(kind: str, origin: Campaign, id: str, seeds: int | None, config_file: Path | None) -> Campaign:
+    """The derived campaign, new or taken up again."""
+    planned = plan(kind, origin, id, seeds, config_file)
+    if planned.root.exists():
+        return Campaign.open(planned.root)
+    entry = planned.entry
+    baseline = entry if kind == "rerun" else read(origin.records / f"{BASELINE_ID}.h5")
+
+    def fill(folder: Path) -> None:
+        _write_package(folder / "baseline", baseline.code, baseline.proposal)
+        for i, (name, code, proposal) in enumerate(compared(kind, entry)):
+            _write_package(folder / "inbox" / f"{i:03d}", code, proposal | {"name": name, "parents": []})
+        if (origin.root / "site.yaml").exists():
+            shutil.copyfile(origin.root / "site.yaml", folder / "site.yaml")
+
+    return Campaign.create(planned.root, planned.config, fill, cache_dir=origin.meta["cache_dir"], origin={"kind": kind, "id": entry.id})
 
 
 def settings(kind: str, config: configuration.Config, entry: Entry, seeds: int | None) -> configuration.Config:
@@ -47,27 +86,6 @@ def settings(kind: str, config: configuration.Config, entry: Entry, seeds: int |
     if kind == "confirm":
         change["evaluate"] = {"purpose": "confirmation"}
     return configuration.parse(configuration.overlay(config.dump(), change))
-
-
-def _open(kind: str, origin: Campaign, entry: Entry, config: configuration.Config) -> Campaign:
-    baseline = entry if kind == "rerun" else read(origin.records / f"{BASELINE_ID}.h5")
-    source = {"kind": kind, "id": entry.id}
-    for number in itertools.count(1):
-        root = origin.root / "derived" / f"{kind}-{entry.id}-{number}"
-        change = {"search": {"baseline": str(root / "baseline")}}
-        config = configuration.parse(configuration.overlay(config.dump(), change))
-        if not root.exists():
-            break
-        existing = Campaign.open(root)
-        if existing.config == config and existing.meta["origin"] == source:
-            return existing
-
-    def fill(folder: Path) -> None:
-        _write_package(folder / "baseline", baseline.code, baseline.proposal)
-        for i, (name, code, proposal) in enumerate(compared(kind, entry)):
-            _write_package(folder / "inbox" / f"{i:03d}", code, proposal | {"name": name, "parents": []})
-
-    return Campaign.create(root, config, fill, cache_dir=origin.meta["cache_dir"], origin=source)
 
 
 def compared(kind: str, entry: Entry) -> list[tuple[str, dict[str, str], dict[str, Any]]]:

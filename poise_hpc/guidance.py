@@ -12,9 +12,13 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import files
 from .types import BASELINE_ID, EntrySummary
+
+if TYPE_CHECKING:
+    from .campaign import Campaign
 
 KINDS = ("directive", "idea", "pin", "veto")
 FILE = "guidance.jsonl"
@@ -37,13 +41,13 @@ class Guidance:
         return frozenset(v for v in self.vetoed if not re.fullmatch(r"c\d{4,}", v))
 
 
-def at(campaign: Path, number: int, directive: str | None, since: int) -> Guidance:
+def at(folder: Path, number: int, directive: str | None, since: int) -> Guidance:
     """The guidance for candidate `number`; `directive` is the config's, until another one was given. Ideas are those from
     `since` on: between it and `number`, persons' packages took the numbers that ideas were meant for."""
     ideas: list[str] = []
     pinned: str | None = None
     vetoed: set[str] = set()
-    for line in files.read_lines(campaign / FILE):
+    for line in files.read_lines(folder / FILE):
         if line["from"] > number:
             continue
         match line["kind"], line["text"]:
@@ -58,10 +62,22 @@ def at(campaign: Path, number: int, directive: str | None, since: int) -> Guidan
     return Guidance(directive, tuple(ideas), pinned, frozenset(vetoed))
 
 
-def note(campaign: Path, order: str, number: int, kind: str, text: str, off: bool, time: float) -> None:
+def note(folder: Path, order: str, number: int, kind: str, text: str, off: bool, time: float) -> None:
     """Holds from candidate `number` on. An order that is carried out again, after a kill, changes nothing."""
-    if not any(line["order"] == order for line in files.read_lines(campaign / FILE)):
-        files.append_line(campaign / FILE, {"order": order, "from": number, "kind": kind, "text": text, "off": off, "time": time}, sync=True)
+    if not any(line["order"] == order for line in files.read_lines(folder / FILE)):
+        files.append_line(folder / FILE, {"order": order, "from": number, "kind": kind, "text": text, "off": off, "time": time}, sync=True)
+
+
+def mechanisms(campaign: Campaign) -> frozenset[str]:
+    """Every name that a mechanism has so far: in the catalogue, in the seed algorithms, in this campaign's candidates."""
+    from .agent import catalogue
+    from .algorithms import load, seeds
+    from .archive import ArchiveView
+
+    entries = ArchiveView.load(campaign.root).entries
+    active = set(campaign.ids()) - {e.id for e in entries}
+    seeded = [load.declared_mechanisms({"algorithm.py": seeds.source(name)}) for name in seeds.SEEDS]
+    return frozenset(catalogue.parts()).union(*seeded, *(e.mechanisms for e in entries), *(campaign.proposal(id).mechanisms for id in active))
 
 
 def objectives(directive: str | None) -> tuple[str, ...]:

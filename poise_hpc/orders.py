@@ -11,7 +11,7 @@ from . import files, guidance
 from .campaign import Campaign, Candidate
 from .lifecycle import RESTING
 from .proposing import DRAIN
-from .types import Outcome, Stage, candidate_id
+from .types import Outcome, Stage, UsageError, candidate_id
 
 if TYPE_CHECKING:
     from .controller import Controller
@@ -90,13 +90,17 @@ def retry(candidate: Candidate) -> None:
 
 
 def package(campaign: Campaign, folder: Path, parent: str | None) -> Path:
-    """A person's algorithm package into the inbox: whole or not at all."""
+    """A person's algorithm package into the inbox: whole or not at all. The static gate reads it first, and runs nothing."""
     import os
     import shutil
 
+    from .algorithms import gate
     from .packages import read_package
 
     draft = read_package(folder)
+    if findings := gate.check_files(draft.files):
+        raise UsageError("\n  ".join([f"{folder} does not pass the static gate (file:line rule: what):", *map(str, findings)])
+                         + "\nnothing was added; docs/ALGORITHMS.md says what a package may hold")
     target = campaign.root / "inbox" / f"{time.time_ns()}-{folder.resolve().name}"
     temporary = target.with_name(f".{target.name}.tmp")
     temporary.mkdir()

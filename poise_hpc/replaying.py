@@ -1,7 +1,7 @@
 """A finished LLM campaign once more, from its transcript: the same candidates, code and numbers, or the difference by name.
 
 The new campaign gets the transcript, the guidance, the packages that persons put in under the numbers they had, and the
-parents (one that was chosen by measured cost could not be chosen again). Everything else is done again: proposals are
+parents (one that was chosen by measured cost could not be chosen again), and the site file. Everything else is done again: proposals are
 read from the replies, packages are checked, trained and evaluated.
 
 Not repeated: candidates that were held when others were proposed; settings of the agent that were changed on the way.
@@ -15,6 +15,7 @@ from typing import Any
 from . import archive, guidance
 from . import config as configuration
 from .campaign import Campaign
+from .config import Config
 from .proposing import PLANNED
 from .types import BASELINE_ID, PoiseError, UsageError
 
@@ -28,15 +29,10 @@ def create(origin: Campaign, root: Path) -> Campaign:
         if campaign.meta.get("replay_of") != str(origin.root):
             raise UsageError(f"{root} is another campaign; give a new folder")
         return campaign
-    if not (origin.root / TRANSCRIPT).exists():
-        raise UsageError(f"{origin.root} has no {TRANSCRIPT}: no language model took part. Its config and seed repeat it")
-    ids = [id for id in origin.ids() if id != BASELINE_ID]
-    persons = [id for id in ids if origin.proposal(id).proposer == "person"]
-    config = configuration.parse(configuration.overlay(origin.config.dump(), {
-        "search": {"candidates": len(ids) - len(persons)}, "budget": {"wall_clock_min": None, "run_hours": None}}))
+    config, ids, persons = plan(origin)
 
     def fill(folder: Path) -> None:
-        for name in (TRANSCRIPT, guidance.FILE):
+        for name in (TRANSCRIPT, guidance.FILE, "site.yaml"):
             if (origin.root / name).exists():
                 shutil.copyfile(origin.root / name, folder / name)
         for id in ids:
@@ -45,6 +41,17 @@ def create(origin: Campaign, root: Path) -> Campaign:
                 shutil.copyfile(origin.candidates / id / name, folder / PLANNED / id / name)
 
     return Campaign.create(root, config, fill, cache_dir=origin.meta["cache_dir"], replay_of=str(origin.root))
+
+
+def plan(origin: Campaign) -> tuple[Config, list[str], list[str]]:
+    """The replay's config; the candidates that it makes again; those of them that persons put in."""
+    if not (origin.root / TRANSCRIPT).exists():
+        raise UsageError(f"{origin.root} has no {TRANSCRIPT}: no language model took part. Its config and seed repeat it")
+    ids = [id for id in origin.ids() if id != BASELINE_ID]
+    persons = [id for id in ids if origin.proposal(id).proposer == "person"]
+    config = configuration.parse(configuration.overlay(origin.config.dump(), {
+        "search": {"candidates": len(ids) - len(persons)}, "budget": {"wall_clock_min": None, "run_hours": None}}))
+    return config, ids, persons
 
 
 def compare(origin: Campaign, new: Campaign) -> dict[str, Any]:

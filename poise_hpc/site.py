@@ -116,8 +116,9 @@ class Site(Section):
 
     @model_validator(mode="after")
     def _possible(self) -> Site:
-        if self.scheduler == "local" and (useless := self.model_fields_set - {"scheduler"}):
-            raise ValueError(f"scheduler 'local' has no use for: {', '.join(sorted(useless))}")
+        useless = [name for name, field in Site.model_fields.items() if name != "scheduler" and getattr(self, name) != field.default]
+        if self.scheduler == "local" and useless:
+            raise ValueError(f"scheduler 'local' has no use for: {', '.join(useless)}")
         if self.gpus and self.ranks_per_node > self.gpus.per_node:
             raise ValueError(f"ranks_per_node ({self.ranks_per_node}) must not exceed gpus.per_node ({self.gpus.per_node}): "
                              "a rank has a GPU of its own")

@@ -45,14 +45,20 @@ def check(folder: Path) -> dict[str, Any]:
 
 
 def dry_run(campaign: Path, config_file: Path | None = None, site_file: Path | None = None) -> dict[str, Any]:
-    """What each stage's submission looks like: the exact sbatch text, or the local command. Creates nothing."""
+    """What each stage's submission of a campaign, new or not, looks like. Creates nothing."""
+    exists = (campaign / "campaign.json").exists()
+    config = configuration.load(config_file) if config_file else configuration.load(campaign / "config.yaml") if exists else Config()
+    return submissions(campaign, config, site_file, campaign)
+
+
+def submissions(root: Path, config: Config, site_file: Path | None, keeper: Path) -> dict[str, Any]:
+    """The exact sbatch text of each stage, or the local command, for a campaign at `root`; where no site file is given, the
+    one that the campaign `keeper` keeps holds."""
     from . import jobspec
     from . import site as sites
     from .cluster import SlurmCluster
 
-    exists = (campaign / "campaign.json").exists()
-    config = configuration.load(config_file) if config_file else configuration.load(campaign / "config.yaml") if exists else Config()
-    kept = campaign / "site.yaml"
+    kept = keeper / "site.yaml"
     site = sites.load(site_file) if site_file else sites.load(kept) if kept.exists() else sites.Site(scheduler="local")
     scripts = {}
     for stage in (Stage.PREPARE, Stage.CHECK, Stage.TRAIN, Stage.EVALUATE):
@@ -60,14 +66,14 @@ def dry_run(campaign: Path, config_file: Path | None = None, site_file: Path | N
         if not units:  # the training job evaluates
             continue
         home = jobspec.HOME if stage is Stage.PREPARE else "candidates/cNNNN"
-        attempt = Path(os.path.abspath(campaign)) / home / "attempts" / jobspec.attempt_name(stage, units[0], 1)
+        attempt = Path(os.path.abspath(root)) / home / "attempts" / jobspec.attempt_name(stage, units[0], 1)
         if site.scheduler == "local":
             scripts[str(stage)] = f"# on this host: {jobspec.ranks(config, stage)} process(es) of jobs.run_attempt({str(attempt)!r})"
         else:
             with tempfile.TemporaryDirectory() as scratch:  # submitit makes the folder that it is told
                 text = SlurmCluster(site, "poise-").script(Path(scratch), f"poise-{attempt.name}", stage, jobspec.ranks(config, stage))
                 scripts[str(stage)] = text.replace(scratch, str(attempt))
-    return {"campaign": str(campaign), "scripts": scripts}
+    return {"campaign": str(root), "scripts": scripts}
 
 
 def dry_run_text(data: dict[str, Any]) -> str:

@@ -1,7 +1,9 @@
 """Configuration: strict, typed, explained."""
+from pathlib import Path
+
 import pytest
 
-from poise_hpc import config
+from poise_hpc import config, site
 from poise_hpc.types import UsageError
 
 
@@ -29,8 +31,13 @@ def test_bad_values_are_named(data, message):
 
 
 def test_yaml_errors_and_missing_files(tmp_path):
-    with pytest.raises(UsageError, match="no such config file"):
+    with pytest.raises(UsageError, match="none.yaml: no such file$"):
         config.load(tmp_path / "none.yaml")
+    with pytest.raises(UsageError, match="is a folder; a YAML file was wanted"):
+        config.load(tmp_path)
+    (tmp_path / "over.yaml").write_text("base: none.yaml")
+    with pytest.raises(UsageError, match="none.yaml: no such file; .*over.yaml names it as its 'base'"):
+        config.load(tmp_path / "over.yaml")
     bad = tmp_path / "bad name.yaml"
     bad.write_text("train: [")
     with pytest.raises(UsageError, match="not valid YAML"):
@@ -57,3 +64,20 @@ def test_the_resolved_config_parses_to_itself(tmp_path):
     frozen = tmp_path / "config.yaml"
     frozen.write_text(dump_yaml(config.Config()))
     assert config.load(frozen) == config.Config()
+
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_shipped_config_loads_and_survives_freezing(path):
+    loaded = config.load(path)
+    assert config.parse(loaded.dump()) == loaded
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "sites").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_shipped_site_loads_and_renders(path):
+    loaded = site.load(path)
+    assert site.parse(loaded.model_dump(mode="json")) == loaded
+    for stage in site.Stages.model_fields if loaded.scheduler == "slurm" else ():
+        assert site.sbatch_parameters(loaded, stage)["time"] == site.use(loaded, stage).time_min

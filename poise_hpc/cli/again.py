@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .common import CANDIDATE, FILE, FOLDER, as_json, campaign_argument, emit
+from .common import CANDIDATE, FILE, FOLDER, as_json, campaign_argument, dry_run_option, emit, site_option
 from .driving import drive, held_exit
 
 
@@ -16,13 +16,20 @@ def derived(kind: str, text: str, config_needed: bool = False) -> click.Command:
     @click.argument("candidate", type=CANDIDATE)
     @click.option("--seeds", type=click.IntRange(1), help="Number of paired training seeds.")
     @click.option("--config", "config_file", type=FILE, required=config_needed, help="Another setting to run in.")
+    @site_option
+    @dry_run_option
     @as_json
-    def command(campaign: Path, candidate: str, seeds: int | None, config_file: Path | None, as_json: bool) -> None:
-        from .. import derived
+    def command(campaign: Path, candidate: str, seeds: int | None, config_file: Path | None, site_file: Path | None, dry_run: bool,
+                as_json: bool) -> None:
+        from .. import derived, standalone
         from ..campaign import Campaign
 
-        target = derived.create(kind, Campaign.open(campaign), candidate, seeds, config_file)
-        controller = drive(target, as_json)
+        origin = Campaign.open(campaign)
+        if dry_run:
+            planned = derived.plan(kind, origin, candidate, seeds, config_file)
+            return emit(standalone.submissions(planned.root, planned.config, site_file, origin.root), as_json, standalone.dry_run_text)
+        target = derived.create(kind, origin, candidate, seeds, config_file)
+        controller = drive(target, as_json, site_file=site_file)
         emit(derived.report(kind, target), as_json, derived.report_text)
         held_exit(controller)
 
@@ -38,15 +45,19 @@ transfer = derived("transfer", "A winner against the baseline in another setting
 @click.command()
 @campaign_argument
 @click.argument("new", type=FOLDER)
+@site_option
+@dry_run_option
 @as_json
-def replay(campaign: Path, new: Path, as_json: bool) -> None:
+def replay(campaign: Path, new: Path, site_file: Path | None, dry_run: bool, as_json: bool) -> None:
     """Run a finished LLM campaign again, as NEW. From its transcript: no endpoint, no cost; and compare the archives."""
-    from .. import replaying
+    from .. import replaying, standalone
     from ..campaign import Campaign
 
     origin = Campaign.open(campaign)
+    if dry_run:
+        return emit(standalone.submissions(new, replaying.plan(origin)[0], site_file, origin.root), as_json, standalone.dry_run_text)
     target = replaying.create(origin, new)
-    held_exit(drive(target, as_json))
+    held_exit(drive(target, as_json, site_file=site_file))
     data = replaying.compare(origin, target)
     emit(data, as_json, replaying.compare_text)
     sys.exit(1 if data["different"] else 0)

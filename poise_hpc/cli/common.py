@@ -69,7 +69,7 @@ class Group(click.Group):
 
 
 campaign_argument = click.argument("campaign", type=FOLDER)
-site_option = click.option("--site", "site_file", type=FILE, help="Site file: where jobs run. Kept in the campaign; without one, this host.")
+site_option = click.option("--site", "site_file", type=FILE, help="Site file: where jobs run. The campaign keeps it; without any, jobs run on this host.")
 dry_run_option = click.option("--dry-run", is_flag=True, help="Print what would be submitted, and submit nothing.")
 
 

@@ -1,6 +1,9 @@
 """Change a campaign: orders and guidance, through its inbox. Carried out here unless a controller is at work."""
 from __future__ import annotations
 
+import difflib
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -115,14 +118,37 @@ def pin(campaign: Path, candidate: str | None, off: bool, as_json: bool) -> None
 @campaign_argument
 @click.argument("what")
 @click.option("--off", is_flag=True, help="Allow it again.")
+@click.option("--new", is_flag=True, help="WHAT is a mechanism that nobody has used yet.")
 @as_json
-def veto(campaign: Path, what: str, off: bool, as_json: bool) -> None:
+def veto(campaign: Path, what: str, off: bool, new: bool, as_json: bool) -> None:
     """Never again WHAT, a candidate or a mechanism. A candidate as parent; a mechanism in a parent or a proposal."""
+    from ..campaign import Campaign
     from ..types import BASELINE_ID
 
+    opened = Campaign.open(campaign)
     if what == BASELINE_ID:
         raise UsageError(f"{BASELINE_ID} stays a possible parent: something must remain")
+    if re.fullmatch(r"c\d+", what):
+        opened.load(what)
+    else:
+        known_mechanism(opened, what, new)
     tell(campaign, "veto", what, as_json, off)
+
+
+def known_mechanism(campaign: Any, name: str, new: bool) -> None:
+    """A misspelt veto would forbid nothing, and nobody would notice: UsageError. A language model may invent names, so `new` lets one pass."""
+    from .. import guidance
+    from ..agent.propose import SLUG
+
+    if not SLUG.fullmatch(name):
+        raise UsageError(f"{name!r} can be no mechanism: they are lower-case slugs like kl-term")
+    known = guidance.mechanisms(campaign) | guidance.at(campaign.root, sys.maxsize, None, 0).vetoed
+    close = difflib.get_close_matches(name, known, n=3) or sorted(k for k in known if name in k)
+    if name not in known and not new:
+        raise UsageError(f"no candidate, seed or catalogue entry has the mechanism '{name}'" + (f"; did you mean {' or '.join(close)}?" if close else "")
+                         + f"\n`poise-hpc show {campaign.root} CANDIDATE` lists a candidate's; --new vetoes a name that nobody has used yet")
+    if name not in known:
+        click.echo(f"nobody has used '{name}' yet: this veto takes effect only if it is spelt so", err=True)
 
 
 def tell(campaign: Path, kind: str, text: str, as_json: bool, off: bool = False) -> None:
