@@ -46,7 +46,7 @@ def check_novelty(draft: Draft, context: Context) -> str | None:
 def _neighbours(draft: Draft, context: Context) -> Iterator[tuple[str, Proposal]]:
     """Candidates worth opening, by their index rows: alike in mechanisms, and not told apart by their signatures."""
     mine = set(draft.proposal.mechanisms)
-    a, b, c = (signature(draft.proposal, draft.files).split()[1:] + ["none", "none"])[:3]
+    a, b, c = (signature(draft.proposal, draft.files).split()[1:] + ["none", "none"])[:3] if context.entries else ("none",) * 3
     for entry in context.entries:
         theirs = entry.signature  # written out: this runs for every entry of the archive
         if ((a in theirs or b in theirs or c in theirs or not theirs.startswith(PYTHON))

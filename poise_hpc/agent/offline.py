@@ -12,8 +12,7 @@ same draft.
 from __future__ import annotations
 
 import random
-import re
-from collections.abc import Iterator, Set
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import combinations
 from math import exp
@@ -25,7 +24,7 @@ from .catalogue import SLOTS, Part, choices as parts_for, parts
 from .novelty import check_novelty, recipe_sign, signature
 from .recipe import Recipe, choices, declared, knobs_of, make, of_proposal, sound
 from .render import literal, render
-from .tally import Tally
+from .tally import Tally, count_name
 
 MOST_PARTS = 5       # declared mechanisms: more cannot be told apart by one run
 TRIES = 400
@@ -137,7 +136,7 @@ def symptoms(context: Context) -> set[str]:
 def write(recipe: Recipe, context: Context, tally: Tally | None = None) -> Draft:
     """Proposal and package of a recipe."""
     parent = of_proposal(context.parent_proposal)
-    name = unique_name(recipe, (tally or Tally(context.entries)).names | {p.name for _, p in context.pending})
+    name = unique_name(recipe, (tally or Tally(context.entries)).names, [p.name for _, p in context.pending])
     new = [part for part in declared(recipe) if part.name not in parent.chosen]
     gone = [name for name in parent.chosen if name not in recipe.chosen]
     moved = [f"{k} {literal(parent.values[k])} -> {literal(v)}" for k, v in recipe.knobs if k in parent.values and parent.values[k] != v]
@@ -168,10 +167,10 @@ def _mates(recipe: Recipe, parent: Recipe, context: Context) -> list[str]:
     return [r.id for r in context.references if new and new <= set(of_proposal(context.proposals[r.id]).chosen)][:1]
 
 
-def unique_name(recipe: Recipe, taken: Set[str]) -> str:
-    """Tags of the mechanisms; with a number where another candidate has that name."""
+def unique_name(recipe: Recipe, archived: Mapping[str, int], pending: Iterable[str]) -> str:
+    """Tags of the mechanisms; with a number where another candidate has that name. `archived`: name -> highest number (`tally`)."""
     name = "-".join([part.tag for part in declared(recipe)] + ["GRPO"])
-    if name not in taken:
-        return name
-    same = [re.fullmatch(rf"{re.escape(name)}-(\d+)", other) for other in taken if other.startswith(name)]
-    return f"{name}-{max([1] + [int(m[1]) for m in same if m]) + 1}"
+    taken = {name: archived[name]} if name in archived else {}
+    for other in pending:
+        count_name(taken, other)
+    return f"{name}-{taken[name] + 1}" if name in taken else name

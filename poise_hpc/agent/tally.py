@@ -19,7 +19,7 @@ class Tally:
 
     def _clear(self, reference: float | None) -> None:
         self.entries: Sequence[EntrySummary] = ()
-        self.names: set[str] = set()
+        self.names: dict[str, int] = {}                    # name without its number -> the highest number
         self._reference = reference                        # Overall points
         self._gains: dict[str, tuple[float, int]] = {}     # part -> sum of (Overall - reference), number of entries
         self._pairs: dict[bool, set[tuple[str, str]]] = {True: set(), False: set()}  # of mechanisms, by success
@@ -42,7 +42,7 @@ class Tally:
             total, number = self._gains.get(name, (0.0, 0))
             self._gains[name] = total + gain, number + 1
         self._pairs[entry.outcome == Outcome.SUCCEEDED].update(combinations(sorted(entry.mechanisms), 2))
-        self.names.add(entry.name)
+        count_name(self.names, entry.name)
         python, *signs = entry.signature.split() or [""]
         if python != novelty.PYTHON:
             self._unsigned.append(place)
@@ -67,6 +67,13 @@ class Tally:
         """Entries that the novelty gate has to look at for a draft of this signature, in order."""
         places = set(self._unsigned).union(*(self._signed.get(sign, ()) for sign in signature.split()[1:]))
         return tuple(self.entries[place] for place in sorted(places))
+
+
+def count_name(names: dict[str, int], name: str) -> None:
+    """Add "X", which is X's number 1, or "X-3"."""
+    base, _, number = name.rpartition("-")
+    base, number = (base, int(number)) if base and number.isdecimal() else (name, 1)
+    names[base] = max(number, names.get(base, 0))
 
 
 def _reference(entries: Sequence[EntrySummary]) -> float:
