@@ -4,6 +4,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import re
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -125,7 +126,7 @@ class Campaign:
         root = Path(os.path.abspath(root))
         meta = files.read_json(root / "campaign.json")
         if meta is None:
-            raise UsageError(f"{root} is no campaign: it has no campaign.json. `poise-hpc run {root}` creates one")
+            raise UsageError(f"{root} is no campaign: it has no campaign.json. `poise-hpc run {shlex.quote(str(root))}` creates one")
         if meta["format"] != FORMAT:
             raise UsageError(f"{root} has campaign format {meta['format']}; this version reads {FORMAT}")
         return cls(root, configuration.load(root / "config.yaml"), meta)
@@ -150,6 +151,11 @@ class Campaign:
         files.write_atomic(self.root / "site.yaml", yaml.safe_dump(loaded.model_dump(mode="json"), sort_keys=False))
 
     # --- read
+
+    @property
+    def word(self) -> str:
+        """Its folder as one word of a shell, for messages that say how to go on."""
+        return shlex.quote(str(self.root))
 
     @property
     def resolved(self) -> dict[str, Any]:

@@ -222,7 +222,7 @@ class Controller:
         assert attempt.result is not None
         candidate.held_from, candidate.stage = candidate.stage, Stage.HELD
         candidate.cause, candidate.message = attempt.result["cause"], attempt.result["message"]
-        root = self.campaign.root
+        root = self.campaign.word
         self.event(candidate.id, "held", f"{attempt.stage} died {self.campaign.config.jobs.infra_retries + 1} times outside the "
                    f"candidate's code ({candidate.cause}). `poise-hpc logs {root} {candidate.id}` shows it; "
                    f"`poise-hpc retry {root} {candidate.id}` goes on")

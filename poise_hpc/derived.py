@@ -11,7 +11,6 @@ Everything is taken from the entry's record: code, config, seeds. Jobs run where
 from __future__ import annotations
 
 import itertools
-import shlex
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +40,7 @@ def plan(kind: str, origin: Campaign, id: str, seeds: int | None, config_file: P
     """What `create` would make; writes nothing."""
     path = origin.records / f"{id}.h5"
     if not path.exists():
-        raise UsageError(f"{id} has no archive entry in {origin.root}; `poise-hpc leaderboard {shlex.quote(str(origin.root))}` lists those that have")
+        raise UsageError(f"{id} has no archive entry in {origin.root}; `poise-hpc leaderboard {origin.word}` lists those that have")
     entry = read(path)
     config = configuration.load(config_file) if config_file else configuration.parse(yaml.safe_load(entry.config), f"{path}: config")
     config = settings(kind, config, entry, seeds)

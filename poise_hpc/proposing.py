@@ -151,7 +151,7 @@ class Proposing:
         assert base is not None
         if base.score is None:
             raise PoiseError(f"the baseline {BASELINE_ID} failed ({base.cause}), so there is nothing to compare with; "
-                             f"`poise-hpc show {campaign.root} {BASELINE_ID}` says why. Start another campaign")
+                             f"`poise-hpc show {campaign.word} {BASELINE_ID}` says why. Start another campaign")
         if said.pinned and (pinned := find(entries, said.pinned)) and pinned.score:
             return {"parent": said.pinned, "explanation": "pinned by a person", "terms": []}
         barred = guidance.barred(said, entries)

@@ -1,6 +1,7 @@
 """What a person sees of a campaign: plain data first (`--json` prints it as it is), then text. Needs no torch."""
 from __future__ import annotations
 
+import shlex
 import time
 from typing import Any
 
@@ -135,7 +136,7 @@ def status_text(data: dict[str, Any]) -> str:
     if data["proposing_ended"] and not data["done"]:
         lines.append(f"nothing new is proposed: {data['proposing_ended']}")
     if data["inbox"]:
-        lines.append(f"packages in the inbox: {', '.join(data['inbox'])}; `poise-hpc run {data['campaign']}` takes them up")
+        lines.append(f"packages in the inbox: {', '.join(data['inbox'])}; `poise-hpc run {shlex.quote(data['campaign'])}` takes them up")
     if llm := data.get("llm"):
         left = [f"{llm['cost_left']} left" if llm["cost_left"] is not None else "", f"{llm['tokens_left']} tokens left"
                 if llm["tokens_left"] is not None else ""]

@@ -28,7 +28,7 @@ def add(campaign: Path, folder: Path, parent: str | None, as_json: bool) -> None
     if parent is not None:
         opened.load(parent)
     emit({"inbox": str(orders.package(opened, folder, parent))}, as_json,
-         lambda d: f"{folder} is in the inbox; `poise-hpc run {campaign}` takes it up")
+         lambda d: f"{folder} is in the inbox; `poise-hpc run {opened.word}` takes it up")
 
 
 def order(kind: str, text: str, whole: bool) -> click.Command:
@@ -106,11 +106,11 @@ def pin(campaign: Path, candidate: str | None, off: bool, as_json: bool) -> None
     from ..archive import ArchiveView
     from ..campaign import Campaign
 
-    Campaign.open(campaign)
+    opened = Campaign.open(campaign)
     if off == bool(candidate):
         raise UsageError("give a candidate, or --off")
     if candidate and not any(e.id == candidate and e.score for e in ArchiveView.load(campaign).entries):
-        raise UsageError(f"{candidate} has no score in the archive; `poise-hpc leaderboard {campaign}` lists those that have")
+        raise UsageError(f"{candidate} has no score in the archive; `poise-hpc leaderboard {opened.word}` lists those that have")
     tell(campaign, "pin", candidate or "", as_json)
 
 
@@ -146,7 +146,7 @@ def known_mechanism(campaign: Any, name: str, new: bool) -> None:
     close = difflib.get_close_matches(name, known, n=3) or sorted(k for k in known if name in k)
     if name not in known and not new:
         raise UsageError(f"no candidate, seed or catalogue entry has the mechanism '{name}'" + (f"; did you mean {' or '.join(close)}?" if close else "")
-                         + f"\n`poise-hpc show {campaign.root} CANDIDATE` lists a candidate's; --new vetoes a name that nobody has used yet")
+                         + f"\n`poise-hpc show {campaign.word} CANDIDATE` lists a candidate's; --new vetoes a name that nobody has used yet")
     if name not in known:
         click.echo(f"nobody has used '{name}' yet: this veto takes effect only if it is spelt so", err=True)
 
