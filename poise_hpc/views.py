@@ -165,9 +165,6 @@ def leaderboard_text(data: dict[str, Any]) -> str:
     return f"{text}\n[a, b]: 95 % intervals over training seeds, paired with {BASELINE_ID} in the difference.\narchive: {data['records']}"
 
 
-__all__ = ["status", "leaderboard", "show", "load_attempts"]
-
-
 def show_text(data: dict[str, Any]) -> str:
     p = data["proposal"]
     lines = [f"{data['id']}  {data['name']}  {data['stage']}" + (f"  {data['cause']}: {data['message']}" if data["cause"] else ""),

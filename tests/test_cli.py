@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -16,6 +17,7 @@ from poise_hpc import cli, files
 from poise_hpc.cluster import InlineCluster
 from poise_hpc.types import Outcome
 
+SITES = Path(__file__).parents[1] / "configs" / "sites"
 SMALL = {"search": {"candidates": 2, "train_seeds": [0]}}
 
 
@@ -136,10 +138,32 @@ def test_a_changed_config_is_refused(finished, tmp_path):
 
 @pytest.mark.parametrize("arguments", [
     ["status", "/no/such/campaign"], ["show", "{c}", "c0099"], ["logs", "{c}", "../c0001"], ["hold", "{c}", "c0099"], ["rerun", "{c}", "c0099"],
-    ["add", "{c}", "/no/such/folder"], ["run", "{c}", "--config", "/no/such.yaml"], ["run", "{c}", "--max-candidates", "-1"], ["frobnicate"]])
-def test_wrong_names_are_exit_code_2(finished, arguments):
+    ["add", "{c}", "/no/such/folder"], ["run", "{c}", "--max-candidates", "-1"], ["frobnicate"], ["logs", "{c}", "c0001", "--lines", "0"],
+    ["watch", "{c}", "--every", "-1"], ["confirm", "{c}", "c0001", "--seeds", "0"], ["transfer", "{c}", "c0001"], ["add", "{c}", "{c}"]])
+def test_wrong_calls_are_exit_code_2(finished, arguments):
     result = run(*(a.format(c=finished) for a in arguments), code=2)
     assert result.stderr.strip() and "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["run", "{c}", "--config", "{d}/no.yaml"], "File '{d}/no.yaml' does not exist"),
+    (["run", "{c}", "--site", "{d}/no.yaml"], "File '{d}/no.yaml' does not exist"),
+    (["run", "{c}", "--site", "{d}"], "File '{d}' is a directory"),
+    (["run", "{c}", "--config", "{d}/binary"], "{d}/binary: cannot be read"),
+    (["status", "{d}/binary"], "Directory '{d}/binary' is a file"),
+    (["status", "{d}"], "{d} is no campaign: it has no campaign.json. `poise-hpc run '{d}'` creates one"),
+    (["check", "{d}/binary"], "Directory '{d}/binary' is a file"),
+    (["show", "{c}", "3"], "'3' is no candidate; did you mean c0003?"),
+    (["show", "{c}", "grpo"], "'grpo' is no candidate; c0003 would be one"),
+    (["show", "{c}", "c0077"], "has no candidate c0077: it has c0000 to c0002"),
+    (["confirm", "{c}", "c0077"], "c0077 has no archive entry"),
+    (["hold", "{c}", "c0001"], "c0001 is archived: there is nothing to hold")])
+def test_an_error_says_what_came_and_how_to_go_on(finished, tmp_path, arguments, message):
+    folder = tmp_path / "a folder"
+    folder.mkdir()
+    (folder / "binary").write_bytes(b"\xff\xfe\x00")
+    result = run(*(a.format(c=finished, d=folder) for a in arguments), code=2)
+    assert message.format(d=folder) in result.stderr
 
 
 def test_the_second_controller_names_the_first_and_changes_nothing(held):
@@ -183,6 +207,39 @@ def test_a_good_package_enters_whole(held, tmp_path):
     data = json.loads(run("add", held, write_package(tmp_path / "own"), "--parent", "c0000", "--json").stdout)
     assert sorted(os.listdir(data["inbox"])) == ["algorithm.py", "proposal.json"]
     assert files.read_json(held / "inbox" / os.path.basename(data["inbox"]) / "proposal.json")["parents"] == ["c0000"]
+
+
+def test_the_static_gate_reads_a_package_before_it_enters_and_runs_nothing(finished, tmp_path):
+    package = write_package(tmp_path / "own")
+    code = (package / "algorithm.py").read_text()
+    (package / "algorithm.py").write_text(f"import os\n{code}\nopen({str(tmp_path / 'ran')!r}, 'w')\n")
+    result = run("add", finished, package, code=2)
+    last = code.count("\n") + 3
+    assert "algorithm.py:1 import: `import os`" in result.stderr and f"algorithm.py:{last} side-effect" in result.stderr
+    assert not any((finished / "inbox").iterdir()) and not (tmp_path / "ran").exists()
+
+
+# --- submissions, shown
+
+@pytest.mark.parametrize("command", [["confirm", "c0001"], ["ablate", "c0001"], ["rerun", "c0001"], ["step"]])
+def test_a_dry_run_shows_and_changes_nothing(finished, command):
+    before = sorted(p for p in finished.rglob("*"))
+    data = json.loads(run(command[0], finished, *command[1:], "--dry-run", "--json").stdout)
+    assert set(data["scripts"]) == {"prepare", "check", "train"}
+    assert (finished / "derived" in Path(data["campaign"]).parents) == (command[0] != "step")
+    assert sorted(p for p in finished.rglob("*")) == before
+
+
+def test_a_dry_run_on_a_cluster_shows_what_sbatch_would_read(finished):
+    shown = run("confirm", finished, "c0001", "--site", SITES / "gpu_account.yaml", "--dry-run").output
+    assert "### train\n#!/bin/bash" in shown and "#SBATCH --partition=" in shown
+    assert "derived/confirm-c0001-1/candidates/cNNNN/attempts/train-s1000-1" in shown
+
+
+def test_a_site_of_this_host_can_be_kept_and_read_again(tmp_path):
+    opened = campaign(tmp_path / "c", **SMALL)
+    opened.set_site(SITES / "local.yaml")
+    assert cli.build(opened, say=print).cluster.on_this_host
 
 
 # --- damage

@@ -13,7 +13,7 @@ from helpers_kill import TINY, left_over
 
 from poise_hpc import archive, cli, derived
 from poise_hpc.campaign import Campaign
-from poise_hpc.cluster import InlineCluster
+from poise_hpc.cluster import InlineCluster, for_campaign
 from poise_hpc.types import UsageError
 
 
@@ -98,6 +98,15 @@ def test_a_killed_creation_leaves_nothing_that_counts(origin, monkeypatch):
     monkeypatch.undo()
     assert sorted((origin.root / "derived").glob("[!.]*")) == before
     assert (derived.create("ablate", origin, "c0002", 4, None).root / "inbox" / "000" / "algorithm.py").exists()
+
+
+def test_jobs_run_where_the_origin_ran(origin):
+    site = origin.root / "site.yaml"
+    site.write_text("partitions: [gpu]\n")
+    target = derived.create("confirm", origin, "c0002", 7, None)
+    site.unlink()
+    assert (target.root / "site.yaml").read_text() == "partitions: [gpu]\n"
+    assert not for_campaign(target).on_this_host
 
 
 def test_an_entry_that_is_not_there(origin):

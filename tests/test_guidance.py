@@ -134,8 +134,21 @@ def test_commands_reach_the_next_proposal(searched):
 
 @pytest.mark.parametrize(("arguments", "said"), [
     (("pin", "c0009"), "has no score in the archive"), (("pin",), "give a candidate, or --off"), (("veto", "c0000"), "something must remain"),
-    (("idea", "x"), "only a language model can read an idea")])
+    (("idea", "x"), "only a language model can read an idea"), (("veto", "c0099"), "has no candidate c0099"),
+    (("veto", "KL term"), "'KL term' can be no mechanism: they are lower-case slugs"), (("veto", "group-stdd"), "did you mean group-std"),
+    (("veto", "quantum-leap"), "--new vetoes a name that nobody has used yet")])
 def test_commands_refuse_what_cannot_be(searched, arguments, said):
     name, *rest = arguments
     done = command(name, searched.root, *rest)
     assert done.exit_code == 2 and said in done.output
+
+
+def test_a_veto_counts_known_names_and_is_noisy_about_new_ones(searched):
+    inherited = {m for id in searched.ids() for m in searched.proposal(id).mechanisms}
+    assert inherited and inherited | {"maxrl", "clip-higher"} <= guidance.mechanisms(searched)  # candidates', a seed's, the catalogue's
+    assert command("veto", searched.root, "maxrl").exit_code == 0
+    new = command("veto", searched.root, "quantum-leap", "--new")
+    assert new.exit_code == 0 and "nobody has used 'quantum-leap' yet" in new.stderr
+    assert guidance.at(searched.root, 99, None, 0).vetoed == {"maxrl", "quantum-leap"}
+    assert command("veto", searched.root, "quantum-leap", "--off").exit_code == 0
+    assert guidance.at(searched.root, 99, None, 0).vetoed == {"maxrl"}
