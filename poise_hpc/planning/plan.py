@@ -1,0 +1,265 @@
+"""`poise-hpc plan`: will it fit, and what will it cost? Asked before anything is submitted.
+
+Plain data first (`--json` prints it as it is), then text. The memory of one rank is `memory.py`, seconds are `cost.py`.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from .. import config as configuration
+from ..campaign import Campaign
+from ..config import Config
+from ..site import Site
+from ..types import PoiseError, UsageError
+from . import cost, devices, measured, memory, shape
+from .devices import GIB, Device
+from .memory import Estimate, Lengths
+from .shape import Shape
+
+LOOKED_AT = 64      # training problems, for the prompts' lengths
+ANSWER = 0.4        # mean completion as a share of the limit, until runs have been seen. Assumed
+PROMPT = 0.25       # mean prompt as a share of the limit, where the problems are not here. Assumed
+TIGHT = 0.9         # of the memory: beyond that, a warning
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is planned, and on what."""
+
+    shape: Shape
+    config: Config
+    site: Site | None
+    device: Device
+    gpu: bool
+    lengths: Lengths
+    tokens: cost.Tokens
+    reference: bool = False
+
+    def memory(self, config: Config | None = None) -> Estimate:
+        return memory.estimate(self.shape, config or self.config, self.lengths, self.device.memory_gb, self.gpu, self.reference)
+
+    def seconds(self, config: Config | None = None) -> dict[str, float]:
+        return cost.predict(self.shape, config or self.config, self.tokens, self.lengths, self.device, self.gpu)
+
+    def fits(self, found: Estimate) -> bool | None:
+        return None if self.device.memory_gb is None else found.peak <= self.device.memory_gb * GIB
+
+
+def plan(config: Config, site: Site | None = None, campaign: Campaign | None = None, model: Path | None = None) -> dict[str, Any]:
+    """Everything that `poise-hpc plan` says."""
+    runs = measured.runs(campaign) if campaign else []
+    setting, assumed = look(config, site, runs, model)
+    found = setting.memory()
+    fits = setting.fits(found)
+    return {"model": asdict(setting.shape), "device": asdict(setting.device) | {"gpu": setting.gpu}, "ranks": config.jobs.ranks,
+            "lengths": asdict(setting.lengths) | asdict(setting.tokens), "assumed": assumed,
+            "memory": {"lines": [asdict(line) for line in found.lines], "phases": {p: found.phase(p) for p in memory.PHASES}, "peak": found.peak,
+                       "worst": found.worst, "limit_gb": setting.device.memory_gb, "fits": fits,
+                       "tight": bool(fits) and found.peak > TIGHT * (setting.device.memory_gb or 0) * GIB,
+                       "ways_out": [] if fits is not False else ways_out(setting)},
+            "cost": costs(setting, runs, campaign)}
+
+
+def look(config: Config, site: Site | None, runs: list[measured.Run], model: Path | None) -> tuple[Setting, list[str]]:
+    """The setting, and what in it is assumed rather than known."""
+    assumed: list[str] = []
+    prompt, longest, limit = prompts(config, assumed)
+    length, trained = ANSWER * limit, 1.0
+    if runs:
+        length, trained = fmean(r.length for r in runs), fmean(r.trained for r in runs)
+    else:
+        assumed.append(f"completions of {length:.0f} tokens on average, {ANSWER:g} of the limit, and none that the update may skip: no run has ended yet")
+    gpu = bool(site and site.gpus)
+    device = device_of(config, site, assumed)
+    return Setting(shape.of_campaign(config, model), config, site, device, gpu, Lengths(longest, limit, length),
+                   cost.Tokens(prompt, length, trained), needs_reference(config)), assumed
+
+
+def prompts(config: Config, assumed: list[str]) -> tuple[float, int, int]:
+    """Tokens: the mean prompt and the longest of some training problems, and the completions' limit."""
+    from ..tasks.base import load_task
+
+    try:
+        task = load_task(config)
+        sizes = [len(task.train_problem(0, i).prompt) for i in range(LOOKED_AT)]
+        return fmean(sizes), max(sizes), task.max_new_tokens
+    except PoiseError as error:
+        options = config.task.options
+        if "max_new_tokens" not in options:
+            raise
+        most = options.get("max_prompt_tokens", 1024)
+        assumed.append(f"prompts of {PROMPT * most:.0f} tokens, at most {most}: the problems are not here ({str(error).splitlines()[0]})")
+        return PROMPT * most, most, options["max_new_tokens"]
+
+
+def needs_reference(config: Config) -> bool:
+    """Does the baseline ask for reference log-probs? A candidate may, where the baseline does not."""
+    from ..algorithms.seeds import SEEDS, seed
+
+    return config.search.baseline in SEEDS and "ref_logp" in seed(config.search.baseline).needs
+
+
+def device_of(config: Config, site: Site | None, assumed: list[str]) -> Device:
+    if site is None or site.gpus is None:
+        assumed.append("a CPU core's speed: 95 GFLOP/s in large matrix products")
+        return devices.cpu(config.jobs.threads, config.jobs.memory_gb)
+    named = site.gpus.device or site.gpus.type
+    if named is None:
+        assumed.append("an A100's speed: the site file names no GPU (gpus.device), and how much memory one has only if gpus.memory_gb says so")
+        found, memory_gb = devices.GPUS["a100"], None
+    else:
+        found = devices.find(named)
+        memory_gb = found.memory_gb
+    assumed.append(f"{found.update_share:.0%} of the {found.name}'s data sheet in the update, {found.rollout_share:.0%} while sampling")
+    return devices.with_memory(found, site.gpus.memory_gb or memory_gb)
+
+
+# --- what it will cost
+
+
+def costs(setting: Setting, runs: list[measured.Run], campaign: Campaign | None) -> dict[str, Any]:
+    """Seconds by part, corrected by the runs, and what they add up to."""
+    config, site = setting.config, setting.site
+    predicted = setting.seconds()
+    learned = {part: cost.correct([r.seconds[part] / predicted[part] for r in runs if part in r.seconds]) for part in cost.PARTS}
+    seconds = {part: predicted[part] * learned[part].factor for part in cost.PARTS}
+    by_train, ranks, seeds = config.jobs.evaluate_by == "train", config.jobs.ranks, len(config.search.train_seeds)
+    trained = seconds["start"] + seconds["rollout"] + seconds["update"]
+    job = trained + (seconds["evaluate"] if by_train else 0.0)
+    alone = 0.0 if by_train else seconds["evaluate"]
+    hours = (seeds * (job * ranks + alone) + seconds["check"]) / 3600
+    candidates = config.search.candidates + 1
+    left = candidates - (len(campaign.archived_ids()) if campaign else 0)
+    slots = min(seeds * config.search.window, site.max_submit if site and site.scheduler == "slurm" else config.jobs.max_parallel)
+    limits = {"train": (job, config.jobs.train_min)} | ({} if by_train else {"evaluate": (alone, config.jobs.evaluate_min)})
+    return {"seconds": {part: {"assumed": predicted[part], "factor": learned[part].factor, "spread": learned[part].spread,
+                               "runs": learned[part].runs, "predicted": seconds[part],
+                               "measured": fmean(known) if (known := [r.seconds[part] for r in runs if part in r.seconds]) else None}
+                        for part in cost.PARTS},
+            "error": ahead(predicted, runs), "job_minutes": job / 60, "unit": "GPU-hours" if setting.gpu else "core-hours" if config.jobs.threads == 1
+            else "rank-hours", "candidate_hours": hours, "candidates": candidates, "campaign_hours": candidates * hours,
+            "left": max(left, 0), "left_hours": max(left, 0) * hours, "slots": slots,
+            "left_wall_hours": max(left, 0) * seeds * (job + alone) / slots / 3600,
+            "over_limit": [f"a {stage} job is predicted to run {value / 60:.0f} min, jobs.{stage}_min allows {minutes:g}"
+                           for stage, (value, minutes) in limits.items() if value > 60 * minutes]}
+
+
+def ahead(predicted: dict[str, float], runs: list[measured.Run]) -> dict[str, float] | None:
+    """How far off was each run's prediction that only earlier candidates' runs had corrected? Means of |log(measured / predicted)|
+    of the whole run, as factors: before any correction, and with it."""
+    plain, corrected = [], []
+    for run in runs:
+        before = [r for r in runs if r.candidate < run.candidate]
+        known = [part for part in run.seconds if part != "check"]
+        total = sum(run.seconds[part] for part in known)
+        plain.append(abs(math.log(total / sum(predicted[part] for part in known))))
+        if before:
+            sure = sum(predicted[part] * cost.correct([r.seconds[part] / predicted[part] for r in before if part in r.seconds]).factor for part in known)
+            corrected.append(abs(math.log(total / sure)))
+    if not corrected:
+        return None
+    return {"runs": len(corrected), "assumed_factor": math.exp(fmean(plain)), "predicted_factor": math.exp(fmean(corrected))}
+
+
+# --- when it does not fit
+
+
+def ways_out(setting: Setting) -> list[dict[str, Any]]:
+    """Up to three changes that fit, the cheapest in time first."""
+    found = []
+    for name, config in variants(setting.config):
+        smaller = fitting(setting, config)
+        if smaller is not None:
+            seconds = setting.seconds(smaller)
+            found.append({"change": ", ".join(filter(None, [name, "" if smaller is config else f"train.microbatch_tokens: {smaller.train.microbatch_tokens}"])),
+                          "peak": setting.memory(smaller).peak, "run_seconds": seconds["rollout"] + seconds["update"]})
+    return sorted(found, key=lambda way: (way["run_seconds"], way["change"].count(",")))[:3]
+
+
+def variants(config: Config) -> Iterator[tuple[str, Config]]:
+    """The config with up to two of the usual changes, none of which changes what is learned."""
+    zero = config.train.zero_stage
+    moves: list[tuple[str, dict[str, Any]]] = [("train.gradient_checkpointing: true", {"train": {"gradient_checkpointing": True}})]
+    moves += [(f"train.zero_stage: {z}", {"train": {"zero_stage": z}}) for z in range(zero + 1, 4)] if config.jobs.ranks > 1 else []
+    moves += [("train.deepspeed: {zero_optimization: {offload_optimizer: {device: cpu}}}" + ("" if zero else ", train.zero_stage: 1"),
+               {"train": {"zero_stage": max(zero, 1), "deepspeed": {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}}})]
+    for count in range(3):
+        for chosen in combinations(moves, count):
+            names = [name for name, _ in chosen]
+            if sum("zero_stage" in name for name in names) > 1:
+                continue
+            data = config.dump()
+            for _, change in chosen:
+                data = configuration.overlay(data, change)
+            yield ", ".join(names), configuration.parse(data)
+
+
+def fitting(setting: Setting, config: Config) -> Config | None:
+    """This config, with smaller microbatches if need be; None if nothing helps."""
+    if setting.fits(setting.memory(config)):
+        return config
+    tokens = config.train.microbatch_tokens
+    while tokens > setting.lengths.prompt + setting.lengths.completion:
+        tokens //= 2
+        smaller = configuration.parse(configuration.overlay(config.dump(), {"train": {"microbatch_tokens": tokens}}))
+        if setting.fits(setting.memory(smaller)):
+            return smaller
+    return None
+
+
+def check(config: Config, site: Site, force: bool = False, model: Path | None = None) -> str:
+    """Before the first submission: UsageError if a training job cannot fit; a warning, or "", otherwise."""
+    data = plan(config, site, model=model)["memory"]
+    if data["fits"] is False and not force:
+        raise UsageError(refusal(data) + "\n`poise-hpc plan` shows every line; --force submits nevertheless")
+    peak = f"the estimate of a GPU's memory is {data['peak'] / GIB:.1f} of {data['limit_gb']:g} GiB ({data['worst']})"
+    return f"warning: {peak}" if data["tight"] or data["fits"] is False else ""
+
+
+def refusal(data: dict[str, Any]) -> str:
+    lines = [f"does not fit: {data['worst']} needs {data['peak'] / GIB:.1f} GiB a rank, there are {data['limit_gb']:g}"]
+    lines += [f"  {line['bytes'] / GIB:8.2f}  {line['name']}" for line in
+              sorted((x for x in data["lines"] if data["worst"] in x["phases"]), key=lambda x: -x["bytes"])[:5]]
+    lines += ["ways out, the fastest first:" if data["ways_out"] else "no change of train.* fits: more ranks, GPUs with more memory, rollout.engine "
+              "vllm, or a smaller model would"]
+    lines += [f"  {way['peak'] / GIB:8.2f}  {way['change']}" for way in data["ways_out"]]
+    return "\n".join(lines)
+
+
+# --- text
+
+
+def text(data: dict[str, Any]) -> str:
+    m, model = data["memory"], data["model"]
+    lines = [f"{model['architecture']}: {model['parameters'] / 1e6:,.1f} M parameters, {model['layers']} layers, {data['ranks']} rank(s) on {data['device']['name']}",
+             f"prompts {data['lengths']['prompt']} tokens at most; completions {data['lengths']['completion']:.0f} on average, "
+             f"{m['limit_gb'] or 'unknown'} GiB a rank", ""]
+    width = max(len(line["name"]) for line in m["lines"])
+    lines.append(f"{'GiB a rank':>10}  {'':{width}}  {'  '.join(memory.PHASES)}")
+    for line in m["lines"]:
+        marks = "  ".join(("x" if p in line["phases"] else ".").center(len(p)) for p in memory.PHASES)
+        lines.append(f"{line['bytes'] / GIB:10.3f}  {line['name']:{width}}  {marks}  {line['arithmetic']}")
+    lines.append(f"{m['peak'] / GIB:10.3f}  {'at most: ' + m['worst']:{width}}  "
+                 + "  ".join(f"{m['phases'][p] / GIB:.2f}".center(len(p)) for p in memory.PHASES))
+    lines += ["", {True: "it fits" + (", tightly" if m["tight"] else ""), None: "whether it fits is unknown: the site file does not say gpus.memory_gb",
+                   False: refusal(m)}[m["fits"]], "", *cost_text(data["cost"])]
+    return "\n".join([*lines, *(f"assumed: {a}" for a in data["assumed"])])
+
+
+def cost_text(c: dict[str, Any]) -> list[str]:
+    lines = ["one training run    predicted s   measured s   correction (runs)"]
+    for part, x in c["seconds"].items():
+        known = "-" if x["measured"] is None else f"{x['measured']:.1f}"
+        lines.append(f"  {part:16} {x['predicted']:12.1f} {known:>12}   x {x['factor']:.2f}, 90 % within x/ {x['spread']:.1f} ({x['runs']})")
+    if c["error"]:
+        e = c["error"]
+        lines.append(f"predictions made before each of {e['runs']} runs were off by a factor of {e['predicted_factor']:.2f}; uncorrected {e['assumed_factor']:.2f}")
+    lines += [f"a candidate: {c['candidate_hours']:.3g} {c['unit']}; {c['candidates']} candidates with the baseline: {c['campaign_hours']:.3g}",
+              f"left: {c['left']} candidates, {c['left_hours']:.3g} {c['unit']}, {c['left_wall_hours']:.3g} h with {c['slots']} job(s) side by side, queues not counted"]
+    return [*lines, *(f"warning: {w}" for w in c["over_limit"])]
