@@ -42,7 +42,9 @@ OWNED = {"account": "account", "array": None, "chdir": None, "constraint": "cons
 class Gpus(Section):
     per_node: Positive                  # what a node has
     request: Literal["gpus_per_node", "gres"] = "gpus_per_node"  # older sites know only --gres=gpu:N
-    type: Word | None = None            # "a100"
+    type: Word | None = None            # "a100", as Slurm calls it
+    device: Word | None = None          # "h100", for estimates: see planning/devices.py; None: by `type`
+    memory_gb: Annotated[float, Field(gt=0)] | None = None  # GiB of one GPU; None: that device's. `poise-hpc run` refuses what cannot fit
 
 
 class Use(Section):
