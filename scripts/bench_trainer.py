@@ -106,8 +106,8 @@ def ours(name: str, task: Any, folder: Path, threads: int) -> Any:
 
     from poise_hpc import config as configuration
     from poise_hpc.algorithms.grpo import GRPO
-    from poise_hpc.rollout.hf_engine import HFEngine
     from poise_hpc.training import engine, process
+    from poise_hpc.training.job import sampler_of
     from poise_hpc.training.loop import Trainer
     from poise_hpc.training.policy import Policy
 
@@ -119,7 +119,7 @@ def ours(name: str, task: Any, folder: Path, threads: int) -> Any:
     ranks = engine.start()
     policy = Policy(transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), 1.0)
     learner = engine.Engine(policy, config.train, "float32", ranks)
-    trainer = Trainer(config, 0, task, GRPO(), learner, HFEngine(learner.full_model()), None, ranks, {})
+    trainer = Trainer(config, 0, task, GRPO(), learner, sampler_of(learner, config, folder), None, ranks, {})
     for step in range(1000):
         row, seconds = trainer.step(step)
         yield {part: seconds[part] for part in PARTS[:3]} | {"tokens": row["length"] * PROMPTS * GROUP, "reward": row["reward"]}

@@ -1,6 +1,7 @@
 """A small task, algorithms and trainers for the training tests, and the ranks of a training job as processes:
 
     spawn(world, "ranks", OUT)            steps with ZeRO 0-3 on all ranks, results of rank 0 to OUT (torch.save)
+    spawn(world, "lean", OUT)             one update in each memory-lean setting, whole gradients to OUT
     spawn(world, "job", ATTEMPT, [KILL])  one training job; KILL "function:n" is SIGKILL in the n-th call of it
 """
 from __future__ import annotations
@@ -53,18 +54,19 @@ def make_config(train: dict[str, Any] | None = None, **sections: dict[str, Any])
 
 def make_trainer(conf: config.Config, algorithm: Algorithm | None = None, kind: str = "qwen2", ranks: Any = None, seed: int = 0) -> Any:
     """In this process; needs `start_alone` or a real process group."""
-    from poise_hpc.rollout.hf_engine import HFEngine
     from poise_hpc.training.engine import Engine
+    from poise_hpc.training.job import sampler_of
     from poise_hpc.training.loop import Trainer
     from poise_hpc.training.policy import Policy
     from poise_hpc.training.ranks import Ranks
 
     ranks, algorithm = ranks or Ranks(), algorithm or GRPO()
     dtype = conf.model.dtype
-    policy = Policy(tiny_model(kind).to(getattr(torch, dtype)), conf.rollout.temperature, conf.train.share_prompt)
+    policy = Policy(tiny_model(kind).to(getattr(torch, dtype)), conf.rollout.temperature, conf.train.share_prompt,
+                    conf.train.gradient_checkpointing)
     engine = Engine(policy, conf.train, dtype, ranks)
     reference = Policy(tiny_model(kind), 1.0) if "ref_logp" in algorithm.needs else None
-    return Trainer(conf, seed, Echo({}, {}), algorithm, engine, HFEngine(engine.full_model()), reference, ranks, algorithm.initial_state())
+    return Trainer(conf, seed, Echo({}, {}), algorithm, engine, sampler_of(engine, conf, Path()), reference, ranks, algorithm.initial_state())
 
 
 def start_alone() -> None:
@@ -107,7 +109,7 @@ def _main(environment: dict[str, str], output: str, what: str, *arguments: str) 
     fd = os.open(output, os.O_WRONLY)
     os.dup2(fd, 1)
     os.dup2(fd, 2)
-    {"ranks": main_ranks, "job": main_job}[what](*arguments)
+    {"ranks": main_ranks, "lean": main_lean, "job": main_job}[what](*arguments)
 
 
 def finish(running: list[tuple[Any, Path]], wanted: int | None = 0) -> str:
@@ -178,6 +180,37 @@ def main_ranks(out: str) -> None:
         with torch.no_grad():
             logits = model(input_ids=x).logits
         results[stage] = {"rows": rows, "gradients": gradients, "logits": logits}
+    if ranks.rank == 0:
+        torch.save(results, out)
+
+
+@dataclass(frozen=True)
+class Curious(GRPO):
+    """Its loss has an entropy term."""
+
+    needs, zero_advantage_zero_loss = frozenset({"entropy"}), False
+
+    def token_loss(self, batch: Any, state: dict[str, Any]) -> torch.Tensor:
+        return super().token_loss(batch, state) - 0.1 * batch.entropy
+
+
+def main_lean(out: str) -> None:
+    from poise_hpc.training import engine, logprobs, process
+
+    process.set_up(1)
+    ranks, results = engine.start(), {}
+    for kind, dtype in (("gpt2", "float32"), ("qwen2", "float32"), ("qwen2", "bfloat16")):  # GPT-2's head is its embedding
+        for stage in (None, 0, 1, 2, 3):  # None: the plain way, without any of it
+            lean = stage is not None
+            logprobs.AT_ONCE, logprobs.LARGE = (48, 1) if lean else (1 << 27, 4096)  # three rows of logits
+            train = {"epochs": 1, "minibatches": 1, "zero_stage": stage or 0, "gradient_checkpointing": lean,
+                     "microbatch_tokens": 40 if lean else 65536}
+            trainer = make_trainer(make_config(train, model={"dtype": dtype}), Curious(), kind, ranks)
+            assert (trainer.engine._engine.module.head is not None) == lean
+            row, _ = trainer.step(0)
+            # AdamW's first moment after one update is 0.1 g
+            gradient = {name: 10 * trainer.engine._whole(p, "exp_avg").clone() for name, p in trainer.engine._parameters()}
+            results[kind, dtype, stage] = {"row": row, "gradient": gradient}
     if ranks.rank == 0:
         torch.save(results, out)
 

@@ -16,6 +16,8 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from .recall import Recall
+
 
 @dataclass(frozen=True)
 class Rollouts:
@@ -25,6 +27,7 @@ class Rollouts:
     logp: Tensor       # (N, T) float32, log-prob at the sampling temperature (at 1 for greedy)
     length: Tensor     # (N,) int64, tokens before the padding, at least 1
     truncated: Tensor  # (N,) bool, no end token within max_new_tokens
+    recall: Recall | None = None  # what a forward over these completions need not compute again; None: nothing was kept
 
     @property
     def mask(self) -> Tensor:
@@ -37,7 +40,9 @@ class Rollouts:
 class RolloutEngine(Protocol):
     """A sampler. `rollout.conformance.check` is its contract, executable."""
 
-    exact: bool  # its log-probs are the trainer's own model's: logp_old need not be computed again
+    exact: bool                # its log-probs are the trainer's own model's: logp_old need not be computed again
+    copies: bool = False       # it keeps weights of its own, and takes them parameter by parameter
+    collective: bool = False   # several ranks compute together: each calls `generate`, without prompts, too
 
     def generate(self, prompts: Sequence[Sequence[int]], n: int, *, temperature: float, max_new_tokens: int,
                  eos_id: int, pad_id: int, keys: Sequence[int]) -> Rollouts:
@@ -46,6 +51,9 @@ class RolloutEngine(Protocol):
 
     def load_weights(self, model: nn.Module) -> None:
         """Sample from `model`'s present weights from now on."""
+
+    def rest(self) -> None:
+        """Nothing is sampled until the next `load_weights`: memory that can be given back is."""
 
 
 def stream_key(*parts: int | str) -> int:

@@ -9,22 +9,26 @@ Not covered: several devices, sliding-window and linear-attention layers, stop s
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from . import attention
-from .base import Rollouts, uniforms
+from .base import RolloutEngine, Rollouts, uniforms
 from .kv_cache import BufferLayer
+from .recall import Recorder
 
 COMPACT = 0.8  # finished rows leave once at most this share of the batch is alive: copying the cache costs, too
 
 
-class HFEngine:
+class HFEngine(RolloutEngine):
     """Samples from the very module it is given: `load_weights` keeps a reference, there is no second copy."""
 
-    def __init__(self, model: nn.Module, rows_at_once: int = 1024):
+    def __init__(self, model: nn.Module, rows_at_once: int = 1024, recall_bytes: int = 0):
         self.rows_at_once = rows_at_once  # bounds the memory of the cache
+        self.recall_bytes = recall_bytes  # what may be kept for the update (`recall.py`); 0: nothing is
         self.exact = model.dtype == torch.float32  # in bfloat16 the order of summation shows in the log-probs
         self.load_weights(model)
 
@@ -39,15 +43,17 @@ class HFEngine:
         step = max(1, self.rows_at_once // n)
         training = self.model.training
         self.model.eval()  # with dropout on, the log-probs would be those of no policy
-        with torch.inference_mode():
-            parts = [self._decode(prompts[i:i + step], n, temperature, eos_id, uniforms(keys[i:i + step], n, max_new_tokens))
+        recorder = Recorder(self.model, len(prompts), max(map(len, prompts)), len(prompts) * n, max_new_tokens - 1)
+        recorded = len(prompts) <= step and recorder.bytes <= self.recall_bytes
+        with torch.inference_mode(), recorder.recording() if recorded else nullcontext():
+            parts = [self._decode(prompts[i:i + step], n, temperature, eos_id, uniforms(keys[i:i + step], n, max_new_tokens), recorder)
                      for i in range(0, len(prompts), step)]
         self.model.train(training)
         tokens, logp = (torch.cat(part).cpu() for part in zip(*parts))
-        return finish(tokens, logp, eos_id, pad_id)
+        return replace(finish(tokens, logp, eos_id, pad_id), recall=recorder.recall() if recorded else None)
 
     def _decode(self, prompts: Sequence[Sequence[int]], n: int, temperature: float, eos_id: int,
-                uniform: object) -> tuple[Tensor, Tensor]:
+                uniform: object, recorder: Recorder) -> tuple[Tensor, Tensor]:
         """Tokens and log-probs (len(prompts) * n, max_new_tokens); what follows an end token is arbitrary."""
         from transformers.cache_utils import Cache
 
@@ -81,6 +87,7 @@ class HFEngine:
                 for layer in cache.layers:
                     layer.select(keep)
             position = position + 1
+            recorder.decode(rows, t)
             logits = self.model(input_ids=token[:, None], attention_mask=unmasked, position_ids=position,
                                 past_key_values=cache, use_cache=True, prompts=shared).logits[:, -1]
         return tokens, logp

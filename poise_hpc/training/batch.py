@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..algorithms.base import RolloutBatch
 from ..rollout.base import stream_key, uniforms
+from ..rollout.recall import Recall
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,13 @@ class StepBatch:
     tokens: Tensor                        # (N, T) int64, right-padded
     correct: Tensor                       # (N,) bool, for the curves
     rollouts: RolloutBatch                # what the algorithm sees
+    recall: Recall | None = None          # products of these tokens with the present weights; None: unknown
 
 
 def concatenate(parts: Sequence[StepBatch]) -> StepBatch:
-    """The parts one after another, groups renumbered, padded to the widest."""
+    """The parts one after another, groups renumbered, padded to the widest. Of several, nothing is recalled."""
+    if len(parts) == 1:
+        return parts[0]
     T = max(p.tokens.shape[1] for p in parts)
     offsets = np.cumsum([0] + [len(p.prompts) for p in parts])
     first = parts[0].rollouts
@@ -63,7 +67,8 @@ def take_groups(batch: StepBatch, keep: Tensor) -> StepBatch:
         return value[rows] if isinstance(value, Tensor) else value
 
     return StepBatch(tuple(p for p, k in zip(batch.prompts, keep.tolist()) if k), batch.tokens[rows], batch.correct[rows],
-                     replace(batch.rollouts, **{f.name: taken(f.name) for f in fields(batch.rollouts)}))
+                     replace(batch.rollouts, **{f.name: taken(f.name) for f in fields(batch.rollouts)}),
+                     batch.recall and batch.recall.take(keep, rows))
 
 
 def clone(rollouts: RolloutBatch) -> RolloutBatch:

@@ -89,7 +89,8 @@ def make_trainer(config: Config, job: dict[str, Any], ranks: Any) -> Any:
 
 
 def sampler_of(engine: Any, config: Config, start_model: Path) -> Any:
-    """vLLM or the module itself. A rank that trains on what it has sampled itself, with the same module, keeps the products for its first update."""
+    """vLLM or the trained module itself. With one rank, which trains on what it has sampled, that module keeps the products for
+    the first update."""
     if config.rollout.engine == "vllm":
         from ..rollout import vllm_engine
 
@@ -97,8 +98,10 @@ def sampler_of(engine: Any, config: Config, start_model: Path) -> Any:
     from ..rollout import recall
     from ..rollout.hf_engine import HFEngine
 
-    own = engine.ranks.world == 1 and config.train.zero_stage < 3 and config.model.dtype == "float32" and config.train.share_prompt
-    return HFEngine(engine.full_model(), recall_bytes=recall.LIMIT if own else 0)
+    train = config.train
+    keep = (engine.ranks.world == 1 and train.zero_stage < 3 and config.model.dtype == "float32" and train.share_prompt
+            and not train.gradient_checkpointing)
+    return HFEngine(engine.full_model(), recall_bytes=recall.LIMIT if keep else 0)
 
 
 def recipe_of(config: Config, job: dict[str, Any], world: int) -> dict[str, Any]:

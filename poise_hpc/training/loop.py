@@ -12,6 +12,7 @@ run would have drawn. All ranks hold the same batch and take the same decisions;
 """
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -39,7 +40,7 @@ class Trainer:
     algorithm: Algorithm
     engine: Engine
     sampler: RolloutEngine
-    reference: Policy | None     # start weights; with needs = {"ref_logp"}
+    reference: Policy | None     # start weights, in host memory; with needs = {"ref_logp"}
     ranks: Ranks
     state: dict[str, Any]        # the algorithm's
 
@@ -50,6 +51,7 @@ class Trainer:
         torch.manual_seed(stream_key(self.seed, "algorithm", step) >> 1)
         sampled, batch = self.rollouts(step, clock)
         row = {"step": step, **metrics.sampling(sampled)}
+        del sampled  # what it recalls may go after the first update
         if not batch.prompts:  # `select` dropped every group: nothing to learn from
             return row | {"trained_rows": 0, "gradient_norm": 0.0, "loss": 0.0}, clock.seconds
         with clock("advantages"):
@@ -57,9 +59,11 @@ class Trainer:
             self.state = candidate.plain_state(self.state)
         r = batch.rollouts
         weight = importance_weights(r, self.config.rollout.weight_cap, self.sampler.exact)
-        updates = [self.update(batch, A, keep, weight, rows, step, epoch, clock)
-                   for epoch in range(self.config.train.epochs)
-                   for rows in minibatches(r.groups, self.config.train.minibatches, self.seed, step, epoch)]
+        updates = []
+        for epoch in range(self.config.train.epochs):
+            for groups in minibatches(r.groups, self.config.train.minibatches, self.seed, step, epoch):
+                updates.append(self.update(batch, A, keep, weight, groups, step, epoch, clock))
+                batch = replace(batch, recall=None)  # theta has moved
         live = r.mask & keep[:, None]
         return row | summary(updates, self.config.train.epochs - 1, self.ranks) | metrics.advantage(A, live) | {
             "ess": metrics.effective_share(weight[live])}, clock.seconds
@@ -68,6 +72,7 @@ class Trainer:
 
     def rollouts(self, step: int, clock: metrics.Stopwatch) -> tuple[StepBatch, StepBatch]:
         """(all that was sampled, the groups to train on)."""
+        self.sync(clock)
         sampled, kept, missing = [], [], self.config.rollout.prompts
         for round in range(self.config.rollout.max_rounds):
             part = self.sample(step, round, missing, clock)
@@ -75,18 +80,31 @@ class Trainer:
             sampled, kept, missing = [*sampled, part], [*kept, chosen], missing - len(chosen.prompts)
             if missing == 0:
                 break
+        self.sampler.rest()
         return concatenate(sampled), concatenate(kept)
+
+    def sync(self, clock: metrics.Stopwatch) -> None:
+        """The sampler gets the present weights. Collective under ZeRO-3."""
+        error = None
+        try:
+            with clock("sync"):
+                if self.sampler.copies:
+                    self.sampler.load_weights(self.engine.model, self.engine.whole)
+                else:
+                    self.sampler.load_weights(self.engine.full_model())
+        except Exception as failure:  # told to all ranks before the next collective, then raised
+            error = failure
+        self.ranks.agree(error)
 
     def sample(self, step: int, round: int, count: int, clock: metrics.Stopwatch) -> StepBatch:
         """`count` fresh prompts, completed and graded: each rank does its share, all ranks get the whole."""
-        config, error, part, model = self.config.rollout, None, None, self.engine.full_model()
+        config, error, part = self.config.rollout, None, None
         first = (round * self.config.train.steps + step) * config.prompts  # rounds draw from ranges of their own
         mine = range(count)[self.ranks.rank * count // self.ranks.world:(self.ranks.rank + 1) * count // self.ranks.world]
         try:
             with clock("rollout"):
                 problems = [self.task.train_problem(self.seed, first + i) for i in mine]
-                if problems:
-                    self.sampler.load_weights(model)
+                if problems or self.sampler.collective:
                     drawn = self.sampler.generate(
                         [p.prompt for p in problems], config.group_size, temperature=config.temperature,
                         max_new_tokens=self.task.max_new_tokens, eos_id=self.task.eos_id, pad_id=self.task.pad_id,
@@ -111,7 +129,7 @@ class Trainer:
             group=torch.arange(len(problems)).repeat_interleave(n), mask=mask, length=drawn.length,
             logp_old=drawn.logp, logp_rollout=drawn.logp, step=step, progress=step / self.config.train.steps,
             max_length=self.task.max_new_tokens)
-        return StepBatch(tuple(p.prompt for p in problems), drawn.tokens, torch.tensor([g.correct for g in grades]), rollouts)
+        return StepBatch(tuple(p.prompt for p in problems), drawn.tokens, torch.tensor([g.correct for g in grades]), rollouts, drawn.recall)
 
     def scored(self, batch: StepBatch) -> StepBatch:
         """Adds what only a forward pass knows: log-probs and entropy of pi_old, log-probs of the reference."""
@@ -119,8 +137,9 @@ class Trainer:
         if not self.sampler.exact or "entropy" in self.algorithm.needs:
             logp, entropy = self.score(self.engine, batch, "entropy" in self.algorithm.needs)
             added = ({} if self.sampler.exact else {"logp_old": logp}) | ({} if entropy is None else {"entropy": entropy})
-        if self.reference is not None:
-            added["logp_ref"] = self.score(self.reference, batch, False)[0]
+        if self.reference is not None:  # on the device while it is needed, and no longer
+            added["logp_ref"] = self.score(self.reference.to(self.engine.device), batch, False)[0]
+            self.reference.to("cpu")
         return replace(batch, rollouts=replace(batch.rollouts, **added))
 
     @torch.no_grad()
@@ -188,7 +207,9 @@ class Trainer:
         device, length = self.engine.device, batch.rollouts.length[rows]
         groups, group = torch.unique(batch.rollouts.group[rows], return_inverse=True)
         tokens = batch.tokens[rows, :int(length.max())]
-        return policy([batch.prompts[g] for g in groups.tolist()], group.to(device), tokens.to(device), length.to(device), entropy)
+        prompts = [batch.prompts[g] for g in groups.tolist()]
+        with batch.recall.replay(groups, list(map(len, prompts)), rows, length) if batch.recall else nullcontext():
+            return policy(prompts, group.to(device), tokens.to(device), length.to(device), entropy)
 
     def policy_batch(self, batch: StepBatch, A: Tensor, rows: Tensor, logp: Tensor, entropy: Tensor | None) -> PolicyBatch:
         r, T, device = batch.rollouts, logp.shape[1], logp.device
