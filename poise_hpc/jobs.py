@@ -115,7 +115,8 @@ class Supervisor:
     def __init__(self, job: dict[str, Any], attempt: Path, me: Place):
         self.job, self.attempt, self.me = job, attempt, me
         self.limits = job["limits"]
-        self.started = time.time()
+        self.started = time.monotonic()  # durations by this node's own count: clocks are set, and differ between nodes and file server
+        self.progress_seen, self.progress_at = 0, self.started  # modification time of progress.json, and when it last changed
         self.stop_signal_at: float | None = None
         self.fenced = False
         # The node's caches of this job; its first rank there looks after them.
@@ -145,7 +146,7 @@ class Supervisor:
                 isolation.restrict_writes(writable)
 
         if self.cache:
-            remove_stale_caches(self.cache, self.started)
+            remove_stale_caches(self.cache, time.time())
 
         env = isolation.environment(os.environ, self.attempt, self._rendezvous() | {
             "OMP_NUM_THREADS": str(self.job["threads"]), "POISE_JOB_NETWORK": walls["network"],
@@ -165,7 +166,7 @@ class Supervisor:
         shutil.rmtree(scratch, ignore_errors=True)
         if not self.fenced:
             result = self._classify(worker.returncode, ended) | {
-                "run_seconds": round(time.time() - self.started, 3), "ranks": self.me.ranks, "walls": walls,
+                "run_seconds": round(time.monotonic() - self.started, 3), "ranks": self.me.ranks, "walls": walls,
                 "job_id": self.me.job_id, "restart": self.me.restart, "host": socket.gethostname(), "ended": time.time()}
             files.create_exclusive(self.attempt / "result.json", result)
             return result["outcome"]
@@ -173,7 +174,7 @@ class Supervisor:
 
     def _on_stop(self, number: int, frame: Any) -> None:
         if self.stop_signal_at is None:
-            self.stop_signal_at = time.time()
+            self.stop_signal_at = time.monotonic()
 
     def _rendezvous(self) -> dict[str, str]:
         me = self.me
@@ -194,7 +195,7 @@ class Supervisor:
                 s.bind(("127.0.0.1", 0))
                 files.write_json(path, {"port": s.getsockname()[1]})
         while (data := files.read_json(path)) is None:
-            if time.time() - self.started > 120:
+            if time.monotonic() - self.started > 120:
                 raise TimeoutError(f"rank {self.me.rank} waited 120 s for rank 0 to write {path.name}")
             time.sleep(0.05)
         return data["port"]
@@ -203,7 +204,7 @@ class Supervisor:
         """Wait for the worker's end; says why it was ended from here ("" if it was not)."""
         ended, kill_at, next_beat, passed_on = "", None, 0.0, False
         while worker.poll() is None:
-            now = time.time()
+            now = time.monotonic()
             if now >= next_beat:
                 next_beat = now + self.limits["heartbeat_s"]
                 latest = latest_claim(self.attempt)
@@ -212,7 +213,7 @@ class Supervisor:
                     self.fenced = True
                     _kill(worker)
                 elif self.me.rank == 0:
-                    files.write_json(self.attempt / "heartbeat.json", {"time": now, "restart": self.me.restart}, sync=False)
+                    files.write_json(self.attempt / "heartbeat.json", {"time": time.time(), "restart": self.me.restart}, sync=False)
                 if self.cache:
                     with suppress(OSError):  # a full node disk is the worker's to report
                         Path(self.cache, BEAT).touch()
@@ -234,10 +235,12 @@ class Supervisor:
         return ended
 
     def _last_progress(self) -> float:
-        try:
-            return max(self.started, (self.attempt / "progress.json").stat().st_mtime)
-        except FileNotFoundError:
-            return self.started
+        """When progress.json last changed, by this node's count. Its own time is the file server's."""
+        with suppress(FileNotFoundError):
+            seen = (self.attempt / "progress.json").stat().st_mtime_ns
+            if seen != self.progress_seen:
+                self.progress_seen, self.progress_at = seen, time.monotonic()
+        return self.progress_at
 
     def _outcome(self, rank: int) -> dict[str, Any] | None:
         outcome = files.read_json(self.attempt / f"outcome-{rank}.json")
@@ -273,15 +276,15 @@ class Supervisor:
         return self._classify_alone(code)
 
     def _classify_alone(self, code: int) -> dict[str, Any]:
-        """A worker that ended without saying why. A fatal signal inside candidate code has left its stack."""
-        if code in FATAL and (where := self._candidate_frames()):
-            return _end(Outcome.CANDIDATE_ERROR, "crashed", f"the process ended with signal {-code}; it was in\n{where}")
+        """A worker that ended without saying why. A fatal signal, or an exit, inside candidate code has left its stack."""
         cause = f"signal {-code}" if code < 0 else f"exit code {code}"
+        if (code in FATAL or code >= 0) and (where := self._candidate_frames()):
+            return _end(Outcome.CANDIDATE_ERROR, "crashed" if code < 0 else "exited", f"the process ended with {cause}; it was in\n{where}")
         return _end(Outcome.INFRA_ERROR, "worker-died", f"the worker ended with {cause} and left no outcome; "
                     + ("out of memory or killed from outside" if code == -9 else "see log.out"))
 
     def _candidate_frames(self) -> str:
-        """Stack frames inside the candidate's package, of the dump that SIGUSR2 or a fatal signal made."""
+        """Stack frames inside the candidate's package, of the dump that SIGUSR2, a fatal signal or `os._exit` made."""
         if not self.job.get("package"):
             return ""
         package, frames = _as_dumped(os.path.realpath(self.job["package"])), []

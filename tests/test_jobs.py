@@ -74,6 +74,20 @@ def test_memory_below_the_limit_can_be_had(tmp_path):
     assert run(tmp_path, "eats", 0.5)["outcome"] == Outcome.SUCCEEDED
 
 
+@pytest.mark.parametrize("hours", [-5, 5])
+def test_a_file_server_with_another_clock_does_not_look_like_silence(tmp_path, hours):
+    """That the file changed counts, by this node's clock; not what the file server dates it."""
+    attempt = h.write_job(tmp_path / "a", "nothing")
+    supervisor = jobs.Supervisor(files.read_json(attempt / "job.json"), attempt, jobs.place())
+    seen = [supervisor._last_progress()]
+    for step in (0, 1, 1):
+        files.write_json(attempt / "progress.json", {"step": step})
+        date = 1e9 + 3600 * hours + step
+        os.utime(attempt / "progress.json", (date, date))
+        seen.append(supervisor._last_progress())
+    assert seen[0] == supervisor.started < seen[1] < seen[2] == seen[3]
+
+
 def test_the_watchdog_ends_a_silent_job(tmp_path):
     result = run(tmp_path, "hangs", silent_s=1.5)
     assert (result["outcome"], result["cause"]) == (Outcome.INFRA_ERROR, "silent")
