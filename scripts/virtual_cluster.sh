@@ -211,7 +211,7 @@ start_daemon() {
         --auth-root-authentication-method=normal --skip-test-db || return 1
       launch mariadbd --no-defaults --user="$(id -un)" --datadir="$dir/db" --socket="$dir/run/mariadb.socket" --skip-networking \
         --pid-file="$dir/run/mariadbd.pid" --innodb-buffer-pool-size=64M --innodb-log-file-size=16M \
-        --innodb-lock-wait-timeout=900 --innodb-flush-log-at-trx-commit=0 --performance-schema=OFF --skip-log-bin 9>&- &
+        --innodb-lock-wait-timeout=900 --innodb-flush-log-at-trx-commit=0 --performance-schema=OFF --skip-log-bin >/dev/null 2>&1 9>&- &
       wait_until 30 mariadb-admin --no-defaults -uroot -S "$dir/run/mariadb.socket" ping ;;
     slurmdbd)
       launch slurmdbd

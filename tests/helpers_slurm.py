@@ -75,12 +75,12 @@ def processes(conf: Path) -> list[str]:
 
 
 @contextmanager
-def virtual_cluster(nodes: int = 2, name: str = "cluster") -> Iterator[VirtualCluster]:
+def virtual_cluster(nodes: int = 2, name: str = "cluster", *options: str) -> Iterator[VirtualCluster]:
     """A running cluster in a short path (sockets lie below it)."""
     parent = Path(tempfile.mkdtemp(prefix="vc-", dir="/tmp"))
     cluster = VirtualCluster(parent / name)
     try:
-        started = cluster.script("start", "--nodes", str(nodes))
+        started = cluster.script("start", "--nodes", str(nodes), *options)
         assert started.returncode == 0, started.stderr
         yield cluster
     finally:

@@ -16,14 +16,14 @@ SLURM = REPO / "slurm"
 SITE = REPO / "configs" / "sites" / "virtual.yaml"
 
 # A Python whose `-m poise_hpc.cli step|run CAMPAIGN` adds a line to CAMPAIGN/steps and exits with the code in CAMPAIGN/code;
-# the campaign is done after CAMPAIGN/enough lines. Everything else is the real Python.
+# the campaign is done after CAMPAIGN/enough lines; it waits while CAMPAIGN/wait is there. Everything else is the real Python.
 STAND_IN = """#!/bin/bash
 if [ "${1:-} ${2:-}" = "-m poise_hpc.cli" ]; then
   campaign=$4
   case $3 in
     status) echo "{\\"done\\": $([ $(wc -l <"$campaign/steps") -ge $(cat "$campaign/enough") ] && echo true || echo false),
       \\"held\\": $(cat "$campaign/held" 2>/dev/null || echo '[]'), \\"running\\": []}" ;;
-    *) echo "$3 $# ${SLURM_MEM_PER_NODE:-clean} ${HF_HUB_OFFLINE:-}" >>"$campaign/steps"; exit "$(cat "$campaign/code" 2>/dev/null || echo 0)" ;;
+    *) while [ -e "$campaign/wait" ]; do sleep 0.1; done; echo "$3 $# ${SLURM_MEM_PER_NODE:-clean} ${HF_HUB_OFFLINE:-}" >>"$campaign/steps"; exit "$(cat "$campaign/code" 2>/dev/null || echo 0)" ;;
   esac
 else exec PYTHON "$@"; fi
 """.replace("PYTHON", sys.executable)
@@ -92,9 +92,11 @@ class TestReal:
 
     def test_a_chain_of_steps_drives_a_campaign_and_ends(self, tmp_path: Path):
         with virtual_cluster(nodes=1) as cluster:
-            campaign = new_campaign(tmp_path, enough=3)
+            campaign = new_campaign(tmp_path, enough=3, wait="")
             start(cluster, tmp_path, "controller-step.sbatch", campaign)
+            until(lambda: len(jobs(cluster)) == 2, "the first link adds no second")
             start(cluster, tmp_path, "controller-step.sbatch", campaign)  # started twice by mistake: still one chain
+            (campaign / "wait").unlink()  # only now: else the chain may be over before its twin starts
             until(lambda: jobs(cluster) == [], "the chain does not end")
             assert steps(campaign) == ["step 4 clean 1"] * 3
             assert sorted(states(cluster)) == ["CANCELLED"] + ["COMPLETED"] * 3  # no link was ever added twice
