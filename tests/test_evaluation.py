@@ -11,7 +11,7 @@ import pytest
 from helpers_lab import tiny
 from poise_hpc import files, worker
 from poise_hpc.config import Benchmark
-from poise_hpc.evaluation import job, metrics
+from poise_hpc.evaluation import chunks, job, metrics
 from poise_hpc.tasks.base import Grade, load_task
 from poise_hpc.types import CandidateError, PoiseError
 
@@ -164,7 +164,7 @@ def test_confirmation_asks_other_problems(weights, tmp_path, evaluated):
 def generated(monkeypatch) -> list[str]:
     """Elements that are really computed from now on."""
     computed, real = [], job.element
-    monkeypatch.setattr(job, "element", lambda *a: (computed.append(a[-1].name), real(*a))[1])
+    monkeypatch.setattr(job, "element", lambda *a: (computed.append(a[-2]), real(*a))[1])
     return computed
 
 
@@ -210,6 +210,55 @@ def test_a_stop_request_is_obeyed_between_elements(weights, tmp_path, monkeypatc
     with pytest.raises(worker.Stopped, match="1 of 4"):
         job.run(spec(weights), tmp_path)
     assert list(read(tmp_path)) == ["0.5-easy"]
+
+
+def sampled(monkeypatch) -> list[list[str]]:
+    """Ids of the problems that are really sampled from now on, by chunk."""
+    asked, real = [], job.sample
+    monkeypatch.setattr(job, "sample", lambda *a: (asked.append([p.id for p in a[3]]), real(*a))[1])
+    return asked
+
+
+@pytest.mark.parametrize("harm, again", [
+    (lambda chunks: None, 3),
+    (lambda chunks: (chunks / "0.5-easy-0.npz").unlink(), 4),
+    (lambda chunks: (chunks / "0.5-easy-0.npz").write_bytes((chunks / "0.5-easy-0.npz").read_bytes()[:-50]), 4),
+    (lambda chunks: shutil.copy(chunks / "0.5-easy-0.npz", chunks / "0.5-easy-1.npz"), 3),  # of other problems
+], ids=["as it was", "chunk lost", "chunk cut short", "chunk of other problems"])
+@pytest.mark.parametrize("where", ["same attempt", "later attempt"])
+def test_a_benchmark_goes_on_in_the_middle(weights, tmp_path, monkeypatch, harm, again, where):
+    """8 problems with 2 samples each, in chunks of 2 problems; the job is stopped after half of them."""
+    monkeypatch.setattr(job, "ROWS_AT_ONCE", 4)
+    whole, first = tmp_path / "whole", tmp_path / "first"
+    whole.mkdir()
+    first.mkdir()
+    one = spec(weights, only=[["0.5", "easy"]])
+    job.run(one, whole)
+    asked = sampled(monkeypatch)
+    with monkeypatch.context() as stopped, pytest.raises(worker.Stopped, match="2 of 8 problems of 0.5-easy"):
+        stopped.setattr(worker, "stop_requested", lambda: len(asked) > 0)
+        job.run(one, first)
+    assert not read(first)
+    harm(first / "chunks")
+    attempt = first if where == "same attempt" else tmp_path / "second"
+    attempt.mkdir(exist_ok=True)
+    asked.clear()
+    job.run(one | {"resume": [str(first)]}, attempt)
+    assert len(asked) == again
+    assert timeless(read(attempt)) == timeless(read(whole))  # the hash of the raw completions is among it
+    assert not list((attempt / "chunks").iterdir())
+
+
+def test_chunks_are_of_similar_length_and_hold_every_problem_once():
+    assert chunks.split([5, 3, 9, 3, 5], 2) == [[1, 3], [0, 4], [2]]
+    assert chunks.split([4, 4, 4], 5) == [[0, 1, 2]] and chunks.split([], 3) == []
+
+
+def test_a_chunk_answers_its_own_question_only(tmp_path):
+    drawn = [[1, 70000], [], [2]], [False, True, False]
+    chunks.write(tmp_path / "x.npz", {"n": 3}, drawn)
+    assert chunks.read(tmp_path / "x.npz", {"n": 3}) == drawn
+    assert chunks.read(tmp_path / "x.npz", {"n": 4}) is None and chunks.read(tmp_path / "y.npz", {"n": 3}) is None
 
 
 def test_weights_with_nan_are_the_candidates_fault(weights, tmp_path):

@@ -4,16 +4,15 @@
     elements/<at>-<benchmark>.npz    the raw completions
 
 All candidates answer the same prompts with the same random numbers: a sample's stream is keyed by (purpose, benchmark,
-problem, sample) and by nothing of the training run. An element that an earlier attempt finished is taken over, so a
-killed evaluation loses one element at most.
+problem, sample) and by nothing of the training run. Elements that an earlier attempt finished are taken over, and chunks of
+an unfinished one: a killed evaluation loses one chunk at most.
 """
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,8 +21,12 @@ from .. import files, worker
 from ..config import Benchmark, Config
 from ..tasks.base import Grade, Problem, Task, file_sha256, load_task, weights_sha256
 from ..types import CandidateError, PoiseError
+from . import chunks
 
-ROWS_AT_ONCE = 1024  # completions between two signs of life
+if TYPE_CHECKING:
+    from ..rollout.base import RolloutEngine
+
+ROWS_AT_ONCE = 1024  # completions of a chunk: computed together, and what a kill loses
 
 
 def run(job: dict[str, Any], attempt_dir: Path) -> dict[str, Any]:
@@ -32,9 +35,10 @@ def run(job: dict[str, Any], attempt_dir: Path) -> dict[str, Any]:
     config = configuration.parse(job["config"])
     task = load_task(config, job.get("data_sha256"))
     data_sha256 = task.data_sha256()
-    folders = [Path(folder) / "elements" for folder in (*job.get("resume", ()), attempt_dir)]
+    folders = [Path(folder) for folder in (*job.get("resume", ()), attempt_dir)]
     out = attempt_dir / "elements"
     out.mkdir(exist_ok=True)
+    (attempt_dir / "chunks").mkdir(exist_ok=True)
     pairs = job.get("only") or [[at, name] for at in job["weights"] for name in config.evaluate.benchmarks]
     names, total = [], len(pairs)
     for at, folder in job["weights"].items():
@@ -45,14 +49,14 @@ def run(job: dict[str, Any], attempt_dir: Path) -> dict[str, Any]:
             weights = weights or weights_sha256(Path(folder))
             key = f"{at}-{name}"
             wanted = {"at": at, "benchmark": name, "split": benchmark.split, "n": benchmark.samples, "purpose": job["purpose"],
-                      "temperature": benchmark.temperature, "weights_sha256": weights, "data_sha256": data_sha256}
+                      "engine": config.evaluation_engine, "temperature": benchmark.temperature, "weights_sha256": weights, "data_sha256": data_sha256}
             problems = task.problems(benchmark.split, job["purpose"], benchmark.problems)
             wanted["problem_ids"] = [p.id for p in problems]
-            if not any(take_over(source, out, key, wanted) for source in folders):
+            if not any(take_over(source / "elements", out, key, wanted) for source in folders):
                 if worker.stop_requested():
                     raise worker.Stopped(f"{len(names)} of {total} elements done")
                 engine = engine or load_engine(config, Path(folder))
-                element(engine, task, benchmark, problems, wanted, out / key)
+                element(engine, task, benchmark, problems, wanted, key, folders)
             names.append(f"elements/{key}.json")
             worker.progress("evaluate", len(names), total, at=at, benchmark=name)
     return {"elements": names}
@@ -73,13 +77,27 @@ def take_over(source: Path, out: Path, key: str, wanted: dict[str, Any]) -> bool
     return True
 
 
-def load_engine(config: Config, folder: Path) -> Any:
-    """A sampler with the weights in `folder`. Unreadable weights are ours to explain; NaN in them is the candidate's."""
+def load_engine(config: Config, folder: Path) -> RolloutEngine:
+    """A sampler with the weights in `folder`."""
+    import torch
+
+    model = load_model(config, folder)
+    if config.evaluation_engine == "vllm":
+        from ..rollout import vllm_engine
+
+        engine = vllm_engine.engine(folder, config.model.dtype, 1, config.rollout.vllm)
+        engine.load_weights(model)  # it may hold an earlier point's; and this proves that it computes what transformers does
+        return engine
+    from ..rollout.hf_engine import HFEngine
+
+    return HFEngine(model.to("cuda" if torch.cuda.is_available() else "cpu"), ROWS_AT_ONCE)
+
+
+def load_model(config: Config, folder: Path) -> Any:
+    """Unreadable weights are ours to explain; NaN in them is the candidate's."""
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
-
-    from ..rollout.hf_engine import HFEngine
 
     logging.disable_progress_bar()
     model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, config.model.dtype), local_files_only=True,
@@ -89,31 +107,48 @@ def load_engine(config: Config, folder: Path) -> Any:
     bad = [name for name, p in model.named_parameters() if not torch.isfinite(p).all()]
     if bad:
         raise CandidateError("nonfinite-weights", f"training ended with NaN or infinite values in {len(bad)} tensors, first {bad[0]}")
-    return HFEngine(model.to("cuda" if torch.cuda.is_available() else "cpu"), ROWS_AT_ONCE)
+    return model.eval()
 
 
-def element(engine: Any, task: Task, benchmark: Benchmark, problems: Sequence[Problem], wanted: dict[str, Any], path: Path) -> None:
-    """Sample, grade and write one element; `path` is without suffix."""
+def element(engine: RolloutEngine, task: Task, benchmark: Benchmark, problems: Sequence[Problem], wanted: dict[str, Any], key: str,
+            folders: Sequence[Path]) -> None:
+    """Sample, grade and write one element. `folders`: the attempts of this unit, the present one last."""
+    started, n, attempt = time.monotonic(), benchmark.samples, folders[-1]
+    completions: list[list[int]] = [[] for _ in range(n * len(problems))]
+    truncated = [False] * len(completions)
+    parts, done = chunks.split([len(p.prompt) for p in problems], max(1, ROWS_AT_ONCE // n)), 0
+    for number, indices in enumerate(parts):
+        name, part = f"chunks/{key}-{number}.npz", [problems[i] for i in indices]
+        question = wanted | {"problem_ids": [p.id for p in part]}
+        drawn = next((found for folder in folders if (found := chunks.read(folder / name, question))), None)
+        if drawn is None:
+            if number and worker.stop_requested():
+                raise worker.Stopped(f"{done} of {len(problems)} problems of {key} done")
+            drawn = sample(engine, task, benchmark, part, wanted)
+            if len(parts) > 1:
+                chunks.write(attempt / name, question, drawn)
+        for place, i in enumerate(indices):
+            completions[i * n:(i + 1) * n] = drawn[0][place * n:(place + 1) * n]
+            truncated[i * n:(i + 1) * n] = drawn[1][place * n:(place + 1) * n]
+        done += len(part)
+        worker.progress("evaluate", done, len(problems), at=wanted["at"], benchmark=wanted["benchmark"])
+    grades = task.grade([p for p in problems for _ in range(n)], completions, truncated)
+    raw = attempt / "elements" / f"{key}.npz"
+    files.write_atomic(raw, pack(completions, truncated, grades))
+    files.write_json(raw.with_name(f"{key}.json"), wanted | {
+        **per_problem(n, completions, truncated, grades), "seconds": time.monotonic() - started, "npz_sha256": file_sha256(raw)})
+    for number in range(len(parts)):
+        (attempt / f"chunks/{key}-{number}.npz").unlink(missing_ok=True)
+
+
+def sample(engine: RolloutEngine, task: Task, benchmark: Benchmark, problems: Sequence[Problem], wanted: dict[str, Any]) -> chunks.Drawn:
     from ..rollout.base import stream_key
 
-    started, n = time.monotonic(), benchmark.samples
-    completions: list[list[int]] = []
-    truncated: list[bool] = []
-    chunk = max(1, ROWS_AT_ONCE // n)
-    for i in range(0, len(problems), chunk):
-        part = problems[i:i + chunk]
-        rollouts = engine.generate([p.prompt for p in part], n, temperature=benchmark.temperature, max_new_tokens=task.max_new_tokens,
-                                   eos_id=task.eos_id, pad_id=task.pad_id,
-                                   keys=[stream_key("evaluate", wanted["purpose"], wanted["benchmark"], p.id) for p in part])
-        completions += [row[:length] for row, length in zip(rollouts.tokens.tolist(), rollouts.length.tolist(), strict=True)]
-        truncated += rollouts.truncated.tolist()
-        worker.progress("evaluate", i + len(part), len(problems), at=wanted["at"], benchmark=wanted["benchmark"])
-    grades = task.grade([p for p in problems for _ in range(n)], completions, truncated)
-    raw = pack(completions, truncated, grades)
-    files.write_atomic(path.with_name(path.name + ".npz"), raw)
-    files.write_json(path.with_name(path.name + ".json"), wanted | {
-        **per_problem(n, completions, truncated, grades),
-        "seconds": time.monotonic() - started, "npz_sha256": file_sha256(path.with_name(path.name + ".npz"))})
+    rollouts = engine.generate([p.prompt for p in problems], benchmark.samples, temperature=benchmark.temperature,
+                               max_new_tokens=task.max_new_tokens, eos_id=task.eos_id, pad_id=task.pad_id,
+                               keys=[stream_key("evaluate", wanted["purpose"], wanted["benchmark"], p.id) for p in problems])
+    rows = zip(rollouts.tokens.tolist(), rollouts.length.tolist(), strict=True)
+    return [row[:length] for row, length in rows], rollouts.truncated.tolist()
 
 
 def per_problem(n: int, completions: Sequence[Sequence[int]], truncated: Sequence[bool], grades: Sequence[Grade]) -> dict[str, Any]:
@@ -129,15 +164,10 @@ def per_problem(n: int, completions: Sequence[Sequence[int]], truncated: Sequenc
 
 def pack(completions: Sequence[Sequence[int]], truncated: Sequence[bool], grades: Sequence[Grade]) -> bytes:
     """Compressed npz: `tokens` of all rows in a row, `offsets` (N + 1,), and per row `truncated`, `valid`, `correct`."""
-    flat = np.array([t for c in completions for t in c], dtype=np.int64)
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, tokens=flat.astype(np.uint16 if flat.max(initial=0) < 2**16 else np.uint32),
-                        offsets=np.cumsum([0, *map(len, completions)]), truncated=np.array(truncated),
-                        valid=np.array([g.valid for g in grades]), correct=np.array([g.correct for g in grades]))
-    return buffer.getvalue()
+    return chunks.compress(completions, truncated, valid=np.array([g.valid for g in grades]), correct=np.array([g.correct for g in grades]))
 
 
 def unpack(path: Path) -> list[list[int]]:
     """The completions of an element."""
     with np.load(path) as data:
-        return [part.tolist() for part in np.split(data["tokens"], data["offsets"][1:-1])]
+        return chunks.decompress(data)
