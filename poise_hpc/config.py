@@ -68,6 +68,10 @@ class Rollout(Section):
         return value
 
 
+GENERATED = {"stage": "train.zero_stage", "bf16": "model.dtype", "fp16": "model.dtype", "gradient_clipping": "train.gradient_clip",
+             "optimizer": "train.learning_rate, betas and weight_decay"}  # keys of DeepSpeed's config -> ours
+
+
 class Train(Section):
     steps: Positive = 48
     epochs: Positive = 2                # passes over each rollout batch
@@ -84,6 +88,16 @@ class Train(Section):
     checkpoint_every: Positive = 8      # steps
     share_prompt: bool = True           # compute a prompt once per group in the update
     skip_zero_advantage: bool = True    # where the algorithm promises zero_advantage_zero_loss
+
+    @field_validator("deepspeed")
+    @classmethod
+    def _not_ours(cls, value: dict[str, Any]) -> dict[str, Any]:
+        zero = value.get("zero_optimization")
+        given = {*value, *(zero if isinstance(zero, dict) else ())}
+        for key, instead in GENERATED.items():
+            if key in given:
+                raise ValueError(f"{key!r} is generated: set {instead} instead")
+        return value
 
     @field_validator("betas", mode="before")
     @classmethod
@@ -326,7 +340,7 @@ def validate(model: type[M], data: Any, where: str) -> M:
 
 
 def load(path: Path) -> Config:
-    """Config from a YAML file. A key `base: other.yaml` (relative to the file) is read first and overlaid."""
+    """Config from a YAML file. What its key `base` names (a file, or a list of files, relative to it) is read first and overlaid."""
     return parse(read(path), str(path))
 
 
@@ -362,8 +376,10 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         data = {}
     if not isinstance(data, dict):
         raise UsageError(f"{path}: a mapping of sections was wanted, got {type(data).__name__}")
-    base = data.pop("base", None)
-    return overlay(_read(path.parent / base, (*seen, path)), data) if base else data
+    bases, under = data.pop("base", None) or [], {}
+    for base in [bases] if isinstance(bases, str) else bases:
+        under = overlay(under, _read(path.parent / base, (*seen, path)))
+    return overlay(under, data)
 
 
 def _explain(model: type[Section], error: Any) -> str:

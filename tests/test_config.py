@@ -16,6 +16,8 @@ from poise_hpc.types import UsageError
     ({"train": {"steps": 10.5}}, "'train.steps'.*integer"),
     ({"train": {"learning_rate": -1.0}}, "'train.learning_rate'.*greater than 0"),
     ({"train": {"zero_stage": 4}}, "'train.zero_stage'"),
+    ({"train": {"deepspeed": {"zero_optimization": {"stage": 2}}}}, "'train.deepspeed': 'stage' is generated: set train.zero_stage instead"),
+    ({"train": {"deepspeed": {"bf16": {"enabled": True}}}}, "'bf16' is generated: set model.dtype instead"),
     ({"rollout": {"prompts": 15}}, r"rollout.prompts \(15\) must be a multiple of train.minibatches \(2\)"),
     ({"evaluate": {"at": [0.5]}}, "'at' must rise and end with 1.0"),
     ({"evaluate": {"benchmarks": {"a": {"split": "easy", "problems": 4, "samples": 2, "metrics": {"pass@8": 1.0}}}}}, "needs 8 samples"),
@@ -49,6 +51,14 @@ def test_base_is_overlaid_section_by_section(tmp_path):
     (tmp_path / "b.yaml").write_text("base: a.yaml\ntrain: {steps: 20}\n")
     loaded = config.load(tmp_path / "b.yaml")
     assert (loaded.train.steps, loaded.train.epochs, loaded.search.train_seeds) == (20, 3, (5,))
+
+
+def test_of_several_bases_the_later_wins(tmp_path):
+    (tmp_path / "a.yaml").write_text("train: {steps: 10, epochs: 3, deepspeed: {x: {a: 1, b: 1}}}\n")
+    (tmp_path / "b.yaml").write_text("train: {steps: 20, deepspeed: {x: {b: 2}}}\n")
+    (tmp_path / "c.yaml").write_text("base: [a.yaml, b.yaml]\ntrain: {minibatches: 4}\n")
+    train = config.load(tmp_path / "c.yaml").train
+    assert (train.steps, train.epochs, train.minibatches, train.deepspeed) == (20, 3, 4, {"x": {"a": 1, "b": 2}})
 
 
 def test_a_base_that_leads_back_to_itself(tmp_path):
