@@ -3,7 +3,7 @@
     python -m poise_hpc.worker ATTEMPT_DIR
 
 Only this process imports torch and candidate code. What it tells the supervisor, it tells in files:
-`progress.json` (the watchdog reads its age), `outcome.json` (the end), `stack.txt` (where it was, on SIGUSR2).
+`progress.json` (the watchdog reads its age), `outcome.json` (the end), `stack-<rank>.txt` (where it was: on SIGUSR2, a fatal signal, `os._exit`).
 """
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ import fcntl
 import hashlib
 import importlib
 import os
+import posix
 import signal
 import socket
 import struct
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from . import files
 from .types import CandidateError, Outcome
@@ -82,6 +84,7 @@ def main(attempt_dir: str) -> int:
     with open(attempt / f"stack-{rank}.txt", "w") as stack:
         faulthandler.register(signal.SIGUSR2, file=stack, all_threads=True)
         faulthandler.enable(file=stack)
+        leave = trace_exits(stack)
         job = files.read_json(attempt / "job.json")
         outcome = run(job, attempt) | {"restart": int(os.environ.get("POISE_JOB_RESTART", "0"))}
         faulthandler.unregister(signal.SIGUSR2)
@@ -90,7 +93,21 @@ def main(attempt_dir: str) -> int:
     files.write_json(attempt / f"outcome-{rank}.json", outcome)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)  # the work is on disk; interpreter teardown of torch and gloo can only hang or crash
+    leave(0)  # the work is on disk; interpreter teardown of torch and gloo can only hang or crash
+
+
+def trace_exits(stack: TextIO) -> Callable[[int], None]:
+    """From now on `os._exit` leaves its stack behind: no `except` sees it, and the supervisor must tell whose it was.
+    Returns the plain one. Not covered: an exit from C code."""
+    leave, worker = os._exit, os.getpid()
+
+    def traced(code: int) -> None:
+        if os.getpid() == worker and not stack.closed:  # forked helpers end this way, too
+            faulthandler.dump_traceback(stack)
+        leave(code)
+
+    os._exit = posix._exit = traced
+    return leave
 
 
 def prepare_network() -> None:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
+import helpers_jobs
 import pytest
 from click.testing import CliRunner
 from helpers_drive import archive_of
 from helpers_kill import TINY, left_over
 
-from poise_hpc import cli, jobs, worker
+from poise_hpc import cli, files, jobs, worker
 from poise_hpc.types import Outcome
 
 PACKAGE = '''"""REINFORCE with the group's mean as baseline, and a fault."""
@@ -92,16 +96,29 @@ DUMP = 'Fatal Python error: Segmentation fault\n\nThread 0x1 (most recent call f
 
 
 @pytest.mark.parametrize(("name", "dumped"), [("plain", "plain"), ("new\nline é∂", "new\\x0aline \\xe9\\u2202")])
-@pytest.mark.parametrize(("code", "blamed"), [(-signal.SIGSEGV, True), (-signal.SIGKILL, False), (1, False)])
-def test_a_crash_inside_candidate_code_is_its_fault(tmp_path, name, dumped, code, blamed):
+@pytest.mark.parametrize(("code", "blamed"), [(-signal.SIGSEGV, "crashed"), (1, "exited"), (-signal.SIGKILL, "")])
+def test_an_end_inside_candidate_code_is_its_fault(tmp_path, name, dumped, code, blamed):
     (tmp_path / name).mkdir()
     job = {"limits": {}, "package": str(tmp_path / name)}
     (tmp_path / "stack-0.txt").write_text(DUMP.format(file=f"{tmp_path}/{dumped}/algorithm.py"))
     result = jobs.Supervisor(job, tmp_path, jobs.Place(0, 1, 0, "1", 0, None))._classify_alone(code)
-    assert (result["outcome"], result["cause"]) == ((Outcome.CANDIDATE_ERROR, "crashed") if blamed else (Outcome.INFRA_ERROR, "worker-died"))
+    assert (result["outcome"], result["cause"]) == ((Outcome.CANDIDATE_ERROR, blamed) if blamed else (Outcome.INFRA_ERROR, "worker-died"))
     (tmp_path / "stack-0.txt").write_text(DUMP.format(file="/usr/lib/python3/torch/x.py"))
     ours = jobs.Supervisor(job, tmp_path, jobs.Place(0, 1, 0, "1", 0, None))._classify_alone(code)
     assert ours["outcome"] == Outcome.INFRA_ERROR
+
+
+@pytest.mark.parametrize(("package", "outcome", "cause"), [
+    (helpers_jobs.HERE, Outcome.CANDIDATE_ERROR, "exited"), ("/another/package", Outcome.INFRA_ERROR, "worker-died")])
+def test_a_real_worker_that_leaves_without_a_word(tmp_path, package, outcome, cause):
+    """Its `os._exit` is called by a module in HERE: once that is the candidate's package, once it is not."""
+    attempt = helpers_jobs.write_job(tmp_path / "a", "exits", 3)
+    files.write_json(attempt / "job.json", files.read_json(attempt / "job.json") | {"package": package})
+    jobs_run = [sys.executable, str(Path(helpers_jobs.HERE) / "helpers_jobs.py"), str(attempt)]
+    subprocess.run(jobs_run, env=os.environ | {"PYTHONPATH": helpers_jobs.HERE}, timeout=120)
+    result = files.read_json(attempt / "result.json")
+    assert (result["outcome"], result["cause"]) == (outcome, cause), result
+    assert "exit code 3" in result["message"] and ("in exits" in result["message"]) == (cause == "exited")
 
 
 def test_a_package_behind_a_symbolic_link_is_recognized(tmp_path):
