@@ -193,6 +193,7 @@ def main() -> None:
     parser.add_argument("--slurm", action="store_true", help="instead: --candidates through a virtual Slurm cluster, see bench_slurm.py")
     parser.add_argument("--peers", default="", help="with --slurm: also shinka=PYTHON,openevolve=PYTHON, interpreters that have these packages")
     parser.add_argument("--peer-candidates", type=int, default=60)
+    parser.add_argument("--job-seconds", type=int, default=0, help="with --slurm: how long an evaluation sleeps")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--keep", type=Path, help="keep the filled campaign in this folder, or use the one that is there")
     arguments = parser.parse_args()
@@ -200,7 +201,7 @@ def main() -> None:
         import bench_slurm
 
         rows = bench_slurm.measure(arguments.candidates, arguments.seeds, dict(peer.split("=", 1) for peer in arguments.peers.split(",") if peer),
-                                   arguments.peer_candidates)
+                                   arguments.peer_candidates, arguments.job_seconds)
         return print(json.dumps(rows) if arguments.json else bench_slurm.text(rows))
     with tempfile.TemporaryDirectory(prefix="bench-controller-") as scratch:
         folder = arguments.keep or Path(scratch) / "full"

@@ -67,19 +67,19 @@ class Timed(SlurmCluster):
         return answers
 
 
-def measure(candidates: int, seeds: int, peers: dict[str, str], peer_candidates: int) -> list[dict[str, Any]]:
+def measure(candidates: int, seeds: int, peers: dict[str, str], peer_candidates: int, job_seconds: int) -> list[dict[str, Any]]:
     """One row a system. `peers`: name -> an interpreter that has its package."""
     with tempfile.TemporaryDirectory(prefix="bench-slurm-") as scratch, virtual_cluster(nodes=4) as virtual, LLMServer(_edits()) as llm:
         os.environ.update(SLURM_CONF=str(virtual.conf), OMP_NUM_THREADS="1")
-        rows = [_row("poise-hpc", "slurm", Path(scratch, "poise"), lambda folder: ours(folder, candidates, seeds))]
+        rows = [_row("poise-hpc", "slurm", Path(scratch, "poise"), lambda folder: ours(folder, candidates, seeds, job_seconds))]
         if python := peers.get("shinka"):
             # As it is, and told of more cores: it has no more jobs on a cluster than cores on the machine where it runs itself.
             for name, cores in (("shinka", 0), ("shinka-32-cores", 32)):
                 rows.append(_row(name, "slurm", Path(scratch, name), lambda folder, cores=cores: peer(
-                    python, "run_shinka.py", folder, llm.url, peer_candidates, IN_FLIGHT, cores)))
+                    python, "run_shinka.py", folder, llm.url, peer_candidates, IN_FLIGHT, job_seconds, cores)))
         if python := peers.get("openevolve"):
             rows.append(_row("openevolve", "processes", Path(scratch, "openevolve"), lambda folder: peer(
-                python, "run_openevolve.py", folder, llm.url, peer_candidates, IN_FLIGHT)))
+                python, "run_openevolve.py", folder, llm.url, peer_candidates, IN_FLIGHT, job_seconds)))
     return rows
 
 
@@ -99,9 +99,9 @@ def _row(name: str, executor: str, folder: Path, run: Any) -> dict[str, Any]:
             "orchestrator_cpu_ms": round(1e3 * cpu / len(times), 1)}
 
 
-def ours(folder: Path, candidates: int, seeds: int) -> dict[str, Any]:
+def ours(folder: Path, candidates: int, seeds: int, job_seconds: int) -> dict[str, Any]:
     opened = campaign(folder / "campaign", search={"candidates": candidates, "train_seeds": list(range(seeds)), "window": IN_FLIGHT})
-    ready = prepare(opened, folder / "prepared")
+    ready = prepare(opened, folder / "prepared", job_seconds)
     os.environ["PYTHONPATH"] = str(ready)  # of the jobs
     cluster = Timed(site.parse(SITE), job_prefix(opened))
     controller = Controller(opened, cluster, OfflineProposer())
@@ -119,9 +119,10 @@ def ours(folder: Path, candidates: int, seeds: int) -> dict[str, Any]:
             "in_flight": IN_FLIGHT, "submit_ms": _spread([1e3 * s for s in cluster.submit_s]), "queue_s": _spread(waits)}
 
 
-def prepare(opened: Campaign, folder: Path) -> Path:
+def prepare(opened: Campaign, folder: Path, job_seconds: int) -> Path:
     """A folder for the jobs' PYTHONPATH with results of each kind of job."""
     shutil.copytree(REPO / "scripts" / "prepared", folder)
+    (folder / "seconds").write_text(str(job_seconds))
     for kind, number in [("prepare", 0), ("check", 0), *(("train", n) for n in range(prepared.VARIANTS))]:
         job = {"kind": kind, "candidate": f"c{number:04d}", "seed": 0, "config": opened.config.dump()} | ({"purpose": "selection"} if kind == "train" else {})
         ready = folder / prepared.folder(job).name

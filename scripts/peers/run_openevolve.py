@@ -1,9 +1,9 @@
 """OpenEvolve with a no-op evaluation, for `bench_slurm.py`; run by an interpreter that has `openevolve`.
 
-    run_openevolve.py FOLDER URL CANDIDATES IN_FLIGHT
+    run_openevolve.py FOLDER URL CANDIDATES IN_FLIGHT SECONDS
 
 It has no Slurm executor: candidates are evaluated in its pool of IN_FLIGHT processes. FOLDER: an empty one. URL: an
-OpenAI-compatible server that answers with a whole program. The last line of stdout is what was measured, as JSON.
+OpenAI-compatible server that answers with a whole program. SECONDS: an evaluation sleeps. The last line of stdout is what was measured, as JSON.
 """
 import asyncio
 import json
@@ -20,16 +20,17 @@ from openevolve.controller import OpenEvolve
 EVALUATE = """
 import time
 def evaluate(program):
+    time.sleep({seconds})
     with open(__file__ + ".times", "a") as times:
-        times.write(f"{time.time()}\\n")
-    return {"combined_score": len(open(program).read()) % 97 / 97}
+        print(time.time(), file=times)
+    return dict(combined_score=len(open(program).read()) % 97 / 97)
 """
 INITIAL = "# EVOLVE-BLOCK-START\ndef answer():\n    return 0\n# EVOLVE-BLOCK-END\n"
 
 
 def main() -> None:
-    folder, url, candidates, in_flight = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-    (folder / "evaluate.py").write_text(EVALUATE)
+    folder, url, candidates, in_flight, sleep = Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:])
+    (folder / "evaluate.py").write_text(EVALUATE.format(seconds=sleep))
     (folder / "initial.py").write_text(INITIAL)
     config = Config(max_iterations=candidates, checkpoint_interval=100, log_level="WARNING", diff_based_evolution=False,
                     llm=LLMConfig(primary_model="m", api_base=url, api_key="none"), database=DatabaseConfig(population_size=10_000),

@@ -1,8 +1,8 @@
 """ShinkaEvolve with a no-op evaluation on Slurm, for `bench_slurm.py`; run by an interpreter that has `shinka-evolve`.
 
-    run_shinka.py FOLDER URL CANDIDATES IN_FLIGHT CORES
+    run_shinka.py FOLDER URL CANDIDATES IN_FLIGHT SECONDS CORES
 
-FOLDER: an empty one. URL: an OpenAI-compatible server that answers with a whole program. CORES: what it is told of this
+FOLDER: an empty one. URL: an OpenAI-compatible server that answers with a whole program. SECONDS: an evaluation sleeps. CORES: what it is told of this
 machine, since it has no more jobs on a cluster than cores where it runs; 0: the truth. Embeddings, the novelty check and summaries are off.
 The last line of stdout is what was measured, as JSON.
 """
@@ -14,7 +14,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-folder, url, candidates, in_flight, cores = Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:])
+folder, url, candidates, in_flight, seconds, cores = Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:])
 if cores:
     os.cpu_count = lambda: cores
 
@@ -22,12 +22,13 @@ from shinka.core import EvolutionConfig, ShinkaEvolveRunner  # noqa: E402
 from shinka.database import DatabaseConfig  # noqa: E402
 from shinka.launch import SlurmCondaJobConfig  # noqa: E402
 
-EVALUATE = """
-import json, sys
+EVALUATE = f"""
+import json, sys, time
+time.sleep({seconds})
 program, results = sys.argv[2], sys.argv[4]  # --program_path P --results_dir R
 score = len(open(program).read()) % 97 / 97
-json.dump({"combined_score": score, "public": {}, "private": {}}, open(results + "/metrics.json", "w"))
-json.dump({"correct": True, "error": None}, open(results + "/correct.json", "w"))
+json.dump(dict(combined_score=score, public=dict(), private=dict()), open(results + "/metrics.json", "w"))
+json.dump(dict(correct=True, error=None), open(results + "/correct.json", "w"))
 """
 INITIAL = "# EVOLVE-BLOCK-START\ndef answer():\n    return 0\n# EVOLVE-BLOCK-END\n"
 
@@ -41,10 +42,10 @@ runner = ShinkaEvolveRunner(
     DatabaseConfig(), max_evaluation_jobs=in_flight, max_proposal_jobs=in_flight, max_db_workers=4, verbose=False)
 begun, cpu = time.perf_counter(), time.process_time()
 runner.run()
-seconds, cpu = time.perf_counter() - begun, time.process_time() - cpu
+wall, cpu = time.perf_counter() - begun, time.process_time() - cpu
 (database,) = folder.glob("results/*.sqlite")
 with sqlite3.connect(database) as programs:  # the initial program is generation 0, once an island
     times = [t for (t,) in programs.execute("SELECT timestamp FROM programs WHERE correct AND generation > 0")]
-print(json.dumps({"version": version("shinka-evolve"), "times": sorted(times), "seconds": seconds, "cpu_s": cpu, "in_flight": runner.max_evaluation_jobs}))
+print(json.dumps({"version": version("shinka-evolve"), "times": sorted(times), "seconds": wall, "cpu_s": cpu, "in_flight": runner.max_evaluation_jobs}))
 sys.stdout.flush()
-os._exit(0)  # by itself it had not ended two minutes after its run
+os._exit(0)  # what is left is the teardown of its libraries
