@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from .. import __version__
-from . import again, looking, running, steering, stores, tools
+from . import again, looking, planning, running, steering, stores, tools
 from .common import Group
 from .driving import Progress, build
 
@@ -36,7 +36,7 @@ def data() -> None:
     """Problem sets of the mathematics task, pinned by hash."""
 
 
-main.under("Run", running.run, running.step, tools.doctor)
+main.under("Run", planning.plan, running.run, running.step, tools.doctor)
 main.under("Look", looking.status, looking.watch, looking.leaderboard, looking.show, looking.logs)
 main.under("Test what was found", again.confirm, again.ablate, again.transfer, again.rerun, again.replay)
 main.under("Your own algorithm", tools.check, steering.add)

@@ -15,8 +15,9 @@ from ..types import PoiseError, UsageError
 from .common import HELD
 
 
-def open_or_create(root: Path, config_file: Path | None, max_candidates: int | None, cache_dir: Path | None) -> tuple[Any, Any]:
-    """The campaign, and the config that an existing one is to adopt."""
+def open_or_create(root: Path, config_file: Path | None, max_candidates: int | None, cache_dir: Path | None, site_file: Path | None,
+                   force: bool) -> tuple[Any, Any]:
+    """The campaign, and the config that an existing one is to adopt. `force`: although a GPU's memory will not do."""
     from .. import config as configuration
     from .. import packages
     from ..campaign import Campaign
@@ -27,19 +28,34 @@ def open_or_create(root: Path, config_file: Path | None, max_candidates: int | N
         base = config or (Campaign.open(root).config if (root / "campaign.json").exists() else configuration.Config())
         config = configuration.parse(configuration.overlay(base.dump(), {"search": {"candidates": max_candidates}}))
     if (root / "campaign.json").exists():
-        return Campaign.open(root), config
+        opened = Campaign.open(root)
+        if not opened.archived_ids():  # later it is known to fit
+            fit(config or opened.config, site_file or (root / "site.yaml"), force)
+        return opened, config
     config = config or configuration.Config()
     # A wrong task, option, split, baseline or model folder: said before anything is created.
     load_task(config)
     packages.baseline(config.search.baseline)
     if config.model.path is not None and not (Path(config.model.path) / "config.json").is_file():
         raise UsageError(f"model.path: {config.model.path} is no Hugging Face model folder (it has no config.json)")
+    fit(config, site_file, force)
     cache = Path(os.path.abspath(cache_dir or Path.home() / ".cache" / "poise_hpc"))
     try:
         cache.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise PoiseError(f"cannot create the cache folder {cache}: {error.strerror}. Give another with --cache-dir") from None
     return Campaign.create(root, config, cache_dir=str(cache)), None
+
+
+def fit(config: Any, site_file: Path | None, force: bool) -> None:
+    """Refuse what cannot fit the GPUs that the site file describes; warn of what is tight."""
+    if site_file is None or not site_file.exists():
+        return
+    from .. import site
+    from ..planning import plan
+
+    if warning := plan.check(config, site.load(site_file), force):
+        click.echo(warning, err=True)
 
 
 def build(campaign: Any, say: Callable[[str], None], thinks: bool = True) -> Any:

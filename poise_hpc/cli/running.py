@@ -17,15 +17,16 @@ from .driving import build, drive, held_exit, open_or_create
 @click.option("--max-candidates", type=click.IntRange(0), help="Raise or lower search.candidates.")
 @dry_run_option
 @click.option("--cache-dir", type=FOLDER, envvar="POISE_CACHE_DIR", help="Warm-started models. [~/.cache/poise_hpc]")
+@click.option("--force", is_flag=True, help="Submit what by `plan`'s estimate does not fit the site's GPUs.")
 @as_json
 def run(campaign: Path, config_file: Path | None, site_file: Path | None, max_candidates: int | None, dry_run: bool,
-        cache_dir: Path | None, as_json: bool) -> None:
+        cache_dir: Path | None, force: bool, as_json: bool) -> None:
     """Create CAMPAIGN if it is new, and loop until its budget is spent. Safe to kill and repeat."""
     from .. import standalone, views
 
     if dry_run:
         return emit(standalone.dry_run(campaign, config_file, site_file), as_json, standalone.dry_run_text)
-    opened, config = open_or_create(campaign, config_file, max_candidates, cache_dir)
+    opened, config = open_or_create(campaign, config_file, max_candidates, cache_dir, site_file, force)
     controller = drive(opened, as_json, config, site_file)
     emit(views.leaderboard(opened), as_json, views.leaderboard_text)
     held_exit(controller)

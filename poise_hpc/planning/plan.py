@@ -4,6 +4,7 @@ Plain data first (`--json` prints it as it is), then text. The memory of one ran
 """
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -55,14 +56,8 @@ def plan(config: Config, site: Site | None = None, campaign: Campaign | None = N
     """Everything that `poise-hpc plan` says."""
     runs = measured.runs(campaign) if campaign else []
     setting, assumed = look(config, site, runs, model)
-    found = setting.memory()
-    fits = setting.fits(found)
     return {"model": asdict(setting.shape), "device": asdict(setting.device) | {"gpu": setting.gpu}, "ranks": config.jobs.ranks,
-            "lengths": asdict(setting.lengths) | asdict(setting.tokens), "assumed": assumed,
-            "memory": {"lines": [asdict(line) for line in found.lines], "phases": {p: found.phase(p) for p in memory.PHASES}, "peak": found.peak,
-                       "worst": found.worst, "limit_gb": setting.device.memory_gb, "fits": fits,
-                       "tight": bool(fits) and found.peak > TIGHT * (setting.device.memory_gb or 0) * GIB,
-                       "ways_out": [] if fits is not False else ways_out(setting)},
+            "lengths": asdict(setting.lengths) | asdict(setting.tokens), "assumed": assumed, "memory": memory_data(setting, setting.memory()),
             "cost": costs(setting, runs, campaign)}
 
 
@@ -171,18 +166,19 @@ def ahead(predicted: dict[str, float], runs: list[measured.Run]) -> dict[str, fl
 
 
 def ways_out(setting: Setting) -> list[dict[str, Any]]:
-    """Up to three changes that fit, the cheapest in time first."""
-    found = []
-    for name, config in variants(setting.config):
-        smaller = fitting(setting, config)
-        if smaller is not None:
+    """Up to three sets of changes that fit, the cheapest in time first; none that contains another."""
+    found: list[tuple[float, frozenset[str], Config]] = []
+    for names, config in variants(setting.config):
+        if (smaller := fitting(setting, config)) is not None:
+            cut = set() if smaller is config else {f"train.microbatch_tokens: {smaller.train.microbatch_tokens}"}
             seconds = setting.seconds(smaller)
-            found.append({"change": ", ".join(filter(None, [name, "" if smaller is config else f"train.microbatch_tokens: {smaller.train.microbatch_tokens}"])),
-                          "peak": setting.memory(smaller).peak, "run_seconds": seconds["rollout"] + seconds["update"]})
-    return sorted(found, key=lambda way: (way["run_seconds"], way["change"].count(",")))[:3]
+            found.append((seconds["rollout"] + seconds["update"], frozenset({*names} | cut), smaller))
+    least = [way for way in found if not any(other[1] < way[1] for other in found)]
+    return [{"change": ", ".join(sorted(changes)), "peak": setting.memory(config).peak, "run_seconds": seconds}
+            for seconds, changes, config in sorted(least, key=lambda way: (way[0], len(way[1])))[:3]]
 
 
-def variants(config: Config) -> Iterator[tuple[str, Config]]:
+def variants(config: Config) -> Iterator[tuple[list[str], Config]]:
     """The config with up to two of the usual changes, none of which changes what is learned."""
     zero = config.train.zero_stage
     moves: list[tuple[str, dict[str, Any]]] = [("train.gradient_checkpointing: true", {"train": {"gradient_checkpointing": True}})]
@@ -197,7 +193,7 @@ def variants(config: Config) -> Iterator[tuple[str, Config]]:
             data = config.dump()
             for _, change in chosen:
                 data = configuration.overlay(data, change)
-            yield ", ".join(names), configuration.parse(data)
+            yield names, configuration.parse(data)
 
 
 def fitting(setting: Setting, config: Config) -> Config | None:
@@ -213,13 +209,26 @@ def fitting(setting: Setting, config: Config) -> Config | None:
     return None
 
 
-def check(config: Config, site: Site, force: bool = False, model: Path | None = None) -> str:
-    """Before the first submission: UsageError if a training job cannot fit; a warning, or "", otherwise."""
-    data = plan(config, site, model=model)["memory"]
-    if data["fits"] is False and not force:
-        raise UsageError(refusal(data) + "\n`poise-hpc plan` shows every line; --force submits nevertheless")
-    peak = f"the estimate of a GPU's memory is {data['peak'] / GIB:.1f} of {data['limit_gb']:g} GiB ({data['worst']})"
-    return f"warning: {peak}" if data["tight"] or data["fits"] is False else ""
+def check(config: Config, site: Site, force: bool = False) -> str:
+    """Before the first submission: UsageError if a training job cannot fit the GPUs that the site file describes; a warning, or ""."""
+    if site.gpus is None or not (site.gpus.memory_gb or site.gpus.device):
+        return ""
+    if importlib.util.find_spec("torch") is None:
+        return "memory is not checked: this host has no torch; `poise-hpc plan` elsewhere tells whether a training job fits"
+    setting, _ = look(config, site, [], None)
+    found = setting.memory()
+    fits = setting.fits(found)
+    if fits is False and not force:
+        raise UsageError(refusal(memory_data(setting, found)) + "\n`poise-hpc plan` shows every line; --force submits nevertheless")
+    limit = setting.device.memory_gb or 0.0
+    return "" if found.peak <= TIGHT * limit * GIB else f"warning: the {found.worst} needs about {found.peak / GIB:.1f} of a GPU's {limit:g} GiB"
+
+
+def memory_data(setting: Setting, found: Estimate) -> dict[str, Any]:
+    fits, limit = setting.fits(found), setting.device.memory_gb
+    return {"lines": [asdict(line) for line in found.lines], "phases": {p: found.phase(p) for p in memory.PHASES}, "peak": found.peak,
+            "worst": found.worst, "limit_gb": limit, "fits": fits, "tight": bool(fits) and found.peak > TIGHT * (limit or 0) * GIB,
+            "ways_out": [] if fits is not False else ways_out(setting)}
 
 
 def refusal(data: dict[str, Any]) -> str:
@@ -237,9 +246,7 @@ def refusal(data: dict[str, Any]) -> str:
 
 def text(data: dict[str, Any]) -> str:
     m, model = data["memory"], data["model"]
-    lines = [f"{model['architecture']}: {model['parameters'] / 1e6:,.1f} M parameters, {model['layers']} layers, {data['ranks']} rank(s) on {data['device']['name']}",
-             f"prompts {data['lengths']['prompt']} tokens at most; completions {data['lengths']['completion']:.0f} on average, "
-             f"{m['limit_gb'] or 'unknown'} GiB a rank", ""]
+    lines = [f"{model['architecture']}: {model['parameters'] / 1e6:,.1f} M parameters, {model['layers']} layers; {data['ranks']} rank(s), each on {data['device']['name']}", ""]
     width = max(len(line["name"]) for line in m["lines"])
     lines.append(f"{'GiB a rank':>10}  {'':{width}}  {'  '.join(memory.PHASES)}")
     for line in m["lines"]:
@@ -247,7 +254,7 @@ def text(data: dict[str, Any]) -> str:
         lines.append(f"{line['bytes'] / GIB:10.3f}  {line['name']:{width}}  {marks}  {line['arithmetic']}")
     lines.append(f"{m['peak'] / GIB:10.3f}  {'at most: ' + m['worst']:{width}}  "
                  + "  ".join(f"{m['phases'][p] / GIB:.2f}".center(len(p)) for p in memory.PHASES))
-    lines += ["", {True: "it fits" + (", tightly" if m["tight"] else ""), None: "whether it fits is unknown: the site file does not say gpus.memory_gb",
+    lines += ["", {True: f"it fits into {m['limit_gb']:g} GiB" + (", tightly" if m["tight"] else "") if m["limit_gb"] else "", None: "whether it fits is unknown: the site file does not say gpus.memory_gb",
                    False: refusal(m)}[m["fits"]], "", *cost_text(data["cost"])]
     return "\n".join([*lines, *(f"assumed: {a}" for a in data["assumed"])])
 

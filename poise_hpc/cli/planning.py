@@ -1,0 +1,32 @@
+"""Before anything is submitted: `plan`."""
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from .common import as_json, emit, site_option
+
+
+@click.command()
+@click.argument("target", type=click.Path(exists=True, path_type=Path), metavar="CONFIG|CAMPAIGN")
+@site_option
+@click.option("--model", type=click.Path(exists=True, path_type=Path), help="Hugging Face folder or config.json, instead of the config's model; weights are not needed.")
+@as_json
+def plan(target: Path, site_file: Path | None, model: Path | None, as_json: bool) -> None:
+    """What it will need and cost: memory of a rank line by line, seconds and GPU-hours.
+
+    Of a campaign, corrected by what its own runs took. Exit code 2: it cannot fit; the cheapest ways out are named."""
+    from .. import config as configuration
+    from .. import site as sites
+    from ..campaign import Campaign
+    from ..planning import plan as planning
+
+    campaign = Campaign.open(target) if target.is_dir() else None
+    config = campaign.config if campaign else configuration.load(target)
+    kept = target / "site.yaml"
+    site = sites.load(site_file) if site_file else sites.load(kept) if campaign and kept.exists() else None
+    data = planning.plan(config, site, campaign, model)
+    emit(data, as_json, planning.text)
+    sys.exit(2 if data["memory"]["fits"] is False else 0)
