@@ -1,19 +1,21 @@
-"""The memory estimate of `poise-hpc plan` against what training takes: random models on the CPU, each in a process of its own.
+"""The memory estimate of `poise-hpc plan` against what training takes: random models on the CPU, rank by rank.
 
     python scripts/bench_plan.py [--model gpt2-1m qwen2-1m gpt2-20m qwen2-20m qwen2-100m] [--zero 0 1 2 3] [--ranks 1 2] [--json]
 
-Measured is the peak of resident memory of rank 0 (VmHWM, reset before the update) over what the process held before the model was made;
-so the estimate is without its line for the interpreter. Two microbatches, then the optimizer's step, twice; completions as long as they may be.
+Measured is the peak of resident memory of rank 0 (VmHWM, reset before each phase) over what the process held before the model was made, once
+a tiny one had gone the same way; the estimate is without its line for the interpreter. Two microbatches, then the optimizer's step, twice; completions as long as they may be.
 On a GPU the same comparison is a part of scripts/gpu_check.sh.
 """
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +50,8 @@ def held(field: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def rank(name: str, zero: int, ranks: int, recompute: bool) -> None:
-    """One rank: print what it measured."""
+def rank(names: list[str], stages: list[int], ranks: int, recompute: bool) -> None:
+    """One rank: print a line for each model and stage."""
     import torch
     import transformers
 
@@ -58,18 +60,23 @@ def rank(name: str, zero: int, ranks: int, recompute: bool) -> None:
 
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
-    config, here = settings(zero, ranks, recompute), engine.start()
-    update(MODELS[name][0], (32, 1, 2, 512), config, here)  # what libraries load and keep is not the model's
-    before = held("VmRSS")
-    model, peaks = update(MODELS[name][0], MODELS[name][1:], config, here)
-    sizes = shape.of_model(model)
-    found = memory.estimate(sizes, config, memory.Lengths(PROMPT, COMPLETION, COMPLETION), gpu=False)
-    estimates = {phase: found.phase(phase) - memory.CPU_CONTEXT for phase in peaks}
-    measured = {phase: peak - before for phase, peak in peaks.items()}
-    if here.rank == 0:
-        print(json.dumps({"model": name, "parameters": sizes.parameters, "zero": zero, "ranks": ranks, "recompute": recompute,
-                          "context": before, "measured": measured, "estimated": estimates,
-                          "ratio": max(estimates.values()) / max(measured.values())}))
+    here = engine.start()
+    for name in names:
+        for zero in stages:
+            config = settings(zero, ranks, recompute)
+            update(MODELS[name][0], (32, 1, 2, 512), config, here)  # what libraries load and keep is not the model's
+            gc.collect()
+            before = held("VmRSS")
+            model, peaks = update(MODELS[name][0], MODELS[name][1:], config, here)
+            sizes = shape.of_model(model)
+            found = memory.estimate(sizes, config, memory.Lengths(PROMPT, COMPLETION, COMPLETION), gpu=False)
+            estimates = {phase: found.phase(phase) - memory.CPU_CONTEXT for phase in peaks}
+            measured = {phase: peak - before for phase, peak in peaks.items()}
+            if here.rank == 0:
+                print(json.dumps({"model": name, "parameters": sizes.parameters, "zero": zero, "ranks": ranks, "recompute": recompute,
+                                  "context": before, "measured": measured, "estimated": estimates,
+                                  "ratio": max(estimates.values()) / max(measured.values())}), flush=True)
+            del model
 
 
 def update(kind: str, size: tuple[int, ...], config: Any, here: Any) -> tuple[Any, dict[str, int]]:
@@ -98,20 +105,23 @@ def update(kind: str, size: tuple[int, ...], config: Any, here: Any) -> tuple[An
     return policy.model, peaks
 
 
-def measure(name: str, zero: int, ranks: int, recompute: bool) -> dict[str, Any]:
+def measure(names: list[str], stages: list[int], ranks: int, recompute: bool) -> Iterator[dict[str, Any]]:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     # Freed blocks go back to the system at once: what counts is what is in use.
     environment = os.environ | {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
                                 "MALLOC_MMAP_THRESHOLD_": "262144", "MALLOC_TRIM_THRESHOLD_": "262144"}
-    running = [subprocess.Popen([sys.executable, __file__, "--rank", name, str(zero), str(ranks), str(int(recompute))],
-                                env=environment | {"RANK": str(i), "LOCAL_RANK": str(i)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-               for i in range(ranks)]
-    outputs = [process.communicate() for process in running]
-    if any(process.returncode for process in running):
-        raise SystemExit(f"{name}, ZeRO-{zero}, {ranks} rank(s) failed:\n{outputs[0][1][-2000:]}")
-    return json.loads(outputs[0][0].splitlines()[-1])
+    order = json.dumps([names, stages, ranks, recompute])
+    running = [subprocess.Popen([sys.executable, __file__, "--rank", order], env=environment | {"RANK": str(i), "LOCAL_RANK": str(i)},
+                                stdout=subprocess.PIPE, text=True) for i in range(ranks)]
+    try:
+        yield from (json.loads(line) for line in running[0].stdout if line.startswith("{"))
+        if any(process.wait() for process in running):
+            raise SystemExit(f"{ranks} rank(s) failed; the error stands above")
+    finally:
+        for process in running:
+            process.kill()
 
 
 def row(r: dict[str, Any]) -> str:
@@ -127,20 +137,18 @@ def main() -> None:
     parser.add_argument("--ranks", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--recompute", action="store_true", help="with gradient checkpointing")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--rank", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--rank", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.rank:
-        name, zero, ranks, recompute = arguments.rank
-        return rank(name, int(zero), int(ranks), recompute == "1")
+        return rank(*json.loads(arguments.rank))
     results = []
     if not arguments.json:
         print("| model | M parameters | ZeRO | ranks | backward: estimated / measured, MiB | step: estimated / measured, MiB | ratio of the peaks |\n" + "|---" * 7 + "|")
-    for name in arguments.model:
-        for zero in arguments.zero:
-            for ranks in arguments.ranks:
-                results.append(measure(name, zero, ranks, arguments.recompute))
-                if not arguments.json:
-                    print(row(results[-1]), flush=True)
+    for ranks in arguments.ranks:
+        for result in measure(arguments.model, arguments.zero, ranks, arguments.recompute):
+            results.append(result)
+            if not arguments.json:
+                print(row(result), flush=True)
     if arguments.json:
         print(json.dumps(results, indent=1))
 
