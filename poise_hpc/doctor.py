@@ -44,7 +44,7 @@ def examine(site_file: Path | None, config_file: Path | None, folder: Path, job:
     """All findings. `folder` is where campaigns are to be; the job's files go into a temporary folder there."""
     site = sites.load(site_file) if site_file else Site(scheduler="local")
     config = configuration.load(config_file) if config_file else Config()
-    findings = [*machine(), *storage(folder), *isolation_here(), *agent(config)]
+    findings = [*machine(config), *storage(folder), *isolation_here(), *agent(config)]
     if site.scheduler == "slurm":
         slurm = list(scheduling(site, config, call))
         findings += slurm
@@ -65,13 +65,15 @@ def text(data: dict[str, Any]) -> str:
 # --- this machine
 
 
-def machine() -> Iterator[Finding]:
+def machine(config: Config) -> Iterator[Finding]:
     from .campaign import versions
+    from .rollout.base import wants_vllm
 
     found = versions()
-    missing = [name for name, version in found.items() if not version and name != "vllm"]
+    missing = [name for name, version in found.items() if not version and (name != "vllm" or wants_vllm(config))]
     if missing:
-        yield Finding("fail", "packages", f"not installed here: {', '.join(missing)}", "pip install poise-hpc in this Python environment")
+        package = "'poise_hpc[vllm]'" if "vllm" in missing else "poise-hpc"
+        yield Finding("fail", "packages", f"not installed here: {', '.join(missing)}", f"pip install {package} in this Python environment")
     else:
         yield Finding("ok", "packages", f"Python {sys.version.split()[0]}, " + ", ".join(f"{k} {v}" for k, v in found.items() if v))
 

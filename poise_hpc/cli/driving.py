@@ -19,8 +19,9 @@ def open_or_create(root: Path, config_file: Path | None, max_candidates: int | N
                    force: bool) -> tuple[Any, Any]:
     """The campaign, and the config that an existing one is to adopt. `force`: although a GPU's memory will not do."""
     from .. import config as configuration
-    from .. import packages
+    from .. import packages, site
     from ..campaign import Campaign
+    from ..rollout.base import check_installed
     from ..tasks.base import load_task
 
     config = configuration.load(config_file) if config_file else None
@@ -38,6 +39,9 @@ def open_or_create(root: Path, config_file: Path | None, max_candidates: int | N
     packages.baseline(config.search.baseline)
     if config.model.path is not None and not (Path(config.model.path) / "config.json").is_file():
         raise UsageError(f"model.path: {config.model.path} is no Hugging Face model folder (it has no config.json)")
+    nodes = site.load(site_file) if site_file else None
+    if nodes is None or not (nodes.python or nodes.container):  # else the jobs' environment is another: the prepare job looks there
+        check_installed(config)
     fit(config, site_file, force)
     cache = Path(os.path.abspath(cache_dir or Path.home() / ".cache" / "poise_hpc"))
     try:

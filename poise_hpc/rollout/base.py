@@ -7,15 +7,19 @@ drawn before. The arithmetic of a batched model may still differ in the last bit
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from ..types import UsageError
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from ..config import Config
     from .recall import Recall
 
 
@@ -54,6 +58,17 @@ class RolloutEngine(Protocol):
 
     def rest(self) -> None:
         """Nothing is sampled until the next `load_weights`: memory that can be given back is."""
+
+
+def check_installed(config: Config) -> None:
+    """UsageError if the config wants vLLM and this environment has none."""
+    if wants_vllm(config) and importlib.util.find_spec("vllm") is None:
+        raise UsageError("rollout.engine or evaluate.engine is 'vllm', and vLLM is not installed in this Python environment: "
+                         "pip install 'poise_hpc[vllm]', or give 'hf'")
+
+
+def wants_vllm(config: Config) -> bool:
+    return "vllm" in (config.rollout.engine, config.evaluation_engine)
 
 
 def stream_key(*parts: int | str) -> int:

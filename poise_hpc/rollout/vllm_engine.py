@@ -125,6 +125,9 @@ class VLLMEngine(RolloutEngine):
                             logprobs=0, flat_logprobs=True, detokenize=False) for _, key in every for j in range(n)],
             use_tqdm=False)
         rows = [out.outputs[0] for out in outputs[mine.start * n:mine.stop * n]]
+        if not rows:
+            empty = torch.zeros(0, dtype=torch.long)
+            return Rollouts(empty[:, None], torch.zeros(0, 1), empty, empty.bool())
         tokens, logp = torch.full((len(rows), max_new_tokens), eos_id), torch.zeros(len(rows), max_new_tokens)
         for i, row in enumerate(rows):
             tokens[i, :len(row.token_ids)] = torch.tensor(row.token_ids)

@@ -154,9 +154,11 @@ def file_sha256(path: Path) -> str:
 def run_prepare(job: dict[str, Any], attempt_dir: Path) -> dict[str, Any]:
     """The prepare job: the start model, made or found, and the hashes of model and data."""
     from .. import worker
+    from ..rollout.base import check_installed
     from .cache import prepared_model
 
     config = configuration.parse(job["config"])
+    check_installed(config)
     task = load_task(config)
     if config.model.source == "path":
         folder = Path(config.model.path or "")
