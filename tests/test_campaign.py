@@ -75,8 +75,8 @@ def test_what_would_make_scores_incomparable_is_refused_by_name(tmp_path):
 
 def test_operational_changes_are_taken_over_and_logged(tmp_path):
     opened = campaign(tmp_path / "c")
-    opened.adopt(changed(opened, search={"candidates": 30}, jobs={"max_parallel": 9}, budget={"run_hours": 2.0}))
-    assert Campaign.open(opened.root).config.search.candidates == 30
+    opened.adopt(changed(opened, search={"candidates": 30}, jobs={"max_parallel": 9, "ranks": 2}, budget={"run_hours": 2.0}))
+    assert Campaign.open(opened.root).config.search.candidates == 30 and Campaign.open(opened.root).config.jobs.ranks == 2
     assert "search.candidates: 7 -> 30" in (opened.root / "events.log").read_text()
 
 
