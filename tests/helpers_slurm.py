@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from poise_hpc import files
+
 REPO = Path(__file__).parents[1]
 SCRIPT = REPO / "scripts" / "virtual_cluster.sh"
 DAEMON_PATH = os.environ["PATH"] + ":/usr/sbin:/sbin"
@@ -49,6 +51,11 @@ class VirtualCluster:
 
     def pid(self, daemon: str) -> int:
         return int((self.folder / "run" / f"{daemon}.pid").read_text())
+
+    def kill(self, daemon: str, number: int) -> None:
+        """Signal a daemon, and wait until it is gone."""
+        os.kill(pid := self.pid(daemon), number)
+        until(lambda: files.process_start(pid) is None, f"{daemon} stays")
 
 
 def until(true: Callable[[], bool], otherwise: str, seconds: float = 90.0) -> None:

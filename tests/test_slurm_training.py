@@ -91,7 +91,7 @@ def nodes_of(cluster: VirtualCluster, job: str) -> list[str]:
 
 def lose(cluster: VirtualCluster, node: str) -> None:
     """What a power cut does: the node's daemon, its steps and everything in them are gone, and nobody has been told."""
-    os.kill(cluster.pid(f"slurmd.{node}"), signal.SIGKILL)
+    cluster.kill(f"slurmd.{node}", signal.SIGKILL)
     tasks, steps = [], set()
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -185,7 +185,7 @@ def test_a_killed_slurmd_leads_to_the_same_record(real, tmp_path, cache, undistu
     driven = controller(tiny(tmp_path / "c", cache))
     attempt = until_step(driven, 2)
     node = nodes_of(real, attempt.submitted["job_id"])[0]
-    os.kill(real.pid(f"slurmd.{node}"), signal.SIGKILL)
+    real.kill(f"slurmd.{node}", signal.SIGKILL)
     if back:
         assert real.script("start").returncode == 0
     drive(driven, limit_s=500)
@@ -197,9 +197,7 @@ def test_a_killed_slurmd_leads_to_the_same_record(real, tmp_path, cache, undistu
 def test_a_restarted_slurmctld_leads_to_the_same_record(real, tmp_path, cache, undisturbed, how):
     driven = controller(tiny(tmp_path / "c", cache))
     until_step(driven, 2)
-    pid = real.pid("slurmctld")
-    os.kill(pid, how)
-    until(lambda: not Path(f"/proc/{pid}/environ").exists() or not Path(f"/proc/{pid}/environ").read_bytes(), "slurmctld stays")
+    real.kill("slurmctld", how)
     assert real.script("start").returncode == 0
     drive(driven, limit_s=500)
     assert facts(driven) == undisturbed
