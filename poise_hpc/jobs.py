@@ -337,8 +337,11 @@ def remove_stale_caches(folder: str, now: float) -> None:
 
 
 def port_of(me: Place) -> int:
-    """Where the ranks of a Slurm job meet: the same on all of them, another one after a requeue."""
-    return 20000 + hash_text(f"{me.job_id}/{me.restart}") % 20000
+    """Where the ranks of a Slurm job meet: the same on all of them, another one after a requeue.
+
+    Below 32768, where Linux takes the ports of outgoing connections from: a busy node's may have any of those.
+    """
+    return 20000 + hash_text(f"{me.job_id}/{me.restart}") % 12000
 
 
 def hash_text(text: str) -> int:

@@ -309,3 +309,9 @@ def test_a_requeued_jobs_own_stale_cache_stays(tmp_path):
     (cache / jobs.BEAT).touch()
     jobs.remove_stale_caches(str(cache), time.time() + 2 * jobs.STALE_CACHE_S)
     assert (cache / jobs.BEAT).exists()
+
+
+def test_ranks_meet_at_one_port_that_no_outgoing_connection_takes():
+    ports = {(id, restart): {jobs.port_of(jobs.Place(rank, 4, rank % 2, str(id), restart, "n1")) for rank in range(4)} for id in range(500) for restart in (0, 1)}
+    assert all(len(found) == 1 and 20000 <= min(found) < 32000 for found in ports.values())
+    assert sum(ports[id, 0] != ports[id, 1] for id in range(500)) >= 499
