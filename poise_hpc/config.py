@@ -169,7 +169,7 @@ class Search(Section):
     candidates: Annotated[int, Field(ge=0)] = 7  # that the proposer makes; the baseline and added ones come on top
     train_seeds: tuple[int, ...] = (0, 1)   # paired: every candidate trains on the same ones
     window: Positive = 4                # candidate k is proposed once 1 .. k - window are archived, and sees exactly those
-    per_parent: Positive = 2            # candidates in a row from one chosen parent
+    per_parent: Positive = 3            # candidates in a row from one chosen parent; the paper has 63 from 21 choices
     strategy: Literal["poise", "greedy", "random", "islands"] = "poise"  # how parents are chosen
     acquisition: Acquisition = Acquisition()
     directive: str | None = None        # a researcher's sentence
