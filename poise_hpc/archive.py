@@ -18,7 +18,6 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -174,12 +173,18 @@ def _pack(datasets: Mapping[str, np.ndarray], kind: str, digest: str, compress: 
     """A file of ours as bytes. Equal content gives equal bytes: no times are stored."""
     import h5py
 
+    link, plain = h5py.h5p.create(h5py.h5p.LINK_CREATE), h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    link.set_create_intermediate_group(True)
+    plain.set_obj_track_times(False)
     with h5py.File.in_memory(libver="latest") as f:
         f.attrs.update({"format": FORMAT, "kind": kind, "sha256": digest})
         for name in sorted(datasets):
             array = datasets[name]
-            filters = {"compression": "gzip", "compression_opts": 1, "shuffle": True} if compress and array.nbytes > COMPRESS_BYTES else {}
-            f.create_dataset(name, data=array, track_times=False, **filters)
+            if compress and array.nbytes > COMPRESS_BYTES:
+                f.create_dataset(name, data=array, track_times=False, compression="gzip", compression_opts=1, shuffle=True)
+            else:  # what create_dataset would do, in a third of its time
+                h5py.h5d.create(f.id, name.encode(), h5py.h5t.py_create(array.dtype, logical=True), h5py.h5s.create_simple(array.shape),
+                                dcpl=plain, lcpl=link).write(h5py.h5s.ALL, h5py.h5s.ALL, array)
         f.flush()
         image = f.id.get_file_image()
     return _user_block(kind, image) + image
@@ -271,7 +276,7 @@ class ArchiveView:
 
     def _remember(self, row: EntrySummary) -> EntrySummary:
         """The row as a later load will give it, down to the order of its dicts: who decides by it decides the same."""
-        self._lines[row.id] = files.dumps(asdict(row))
+        self._lines[row.id] = files.dumps(vars(row) | {"score": vars(row.score) if row.score else None})
         return _summary(json.loads(self._lines[row.id]))
 
 

@@ -213,15 +213,18 @@ def added(archive: ArchiveView, active: Mapping[str, Candidate]) -> int:
 
 
 class Lazy(Mapping[str, T]):
-    """A mapping over the visible entries that reads a file when it is asked."""
+    """A mapping over the visible entries that reads a file when it is asked, once."""
 
     def __init__(self, entries: Sequence[EntrySummary], read: Callable[[str], T]):
         self._entries, self._read = entries, read
+        self._known: dict[str, T] = {}
 
     def __getitem__(self, key: str) -> T:
-        if find(self._entries, key) is None:
-            raise KeyError(key)
-        return self._read(key)
+        if key not in self._known:
+            if find(self._entries, key) is None:
+                raise KeyError(key)
+            self._known[key] = self._read(key)
+        return self._known[key]
 
     def __iter__(self) -> Iterator[str]:
         return (e.id for e in self._entries)

@@ -5,7 +5,7 @@ import hashlib
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,7 @@ class Recorder:
             versions=campaign.meta["versions"], hashes=hashes(campaign, candidate, trained),
             pick=files.read_json(candidate.folder / "pick.json") or {},
             checks=(files.read_json(check[-1].folder / "checks.json") or {}).get("checks", []) if check else [],
-            attempts=[attempt_row(a) for a in candidate.attempts], timings=timings(trained), score=asdict(score) if score else None,
+            attempts=[attempt_row(a) for a in candidate.attempts], timings=timings(trained), score=vars(score) if score else None,
             behaviour=own.behaviour, reflection=files.read_json(reflection), curve_names=names, curve_steps=steps, curve_values=values,
             evaluations=evaluations, completion_tokens=tokens, completion_offsets=offsets)
 

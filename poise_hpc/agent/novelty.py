@@ -123,15 +123,20 @@ def _normalized(text: str) -> str:
         tree = ast.parse(text)
     except (SyntaxError, ValueError):
         return text  # the static gate says what is wrong with it
-    words: list[str | tuple[str]] = []  # a tuple: a name that may turn out to be bound
+    words: list[str] = []
+    names: list[int] = []  # places in `words` of names that may turn out to be bound
     bound: set[str] = set()
+
+    def put_name(name: str) -> None:
+        names.append(len(words))
+        words.append(name)
 
     def visit(node: ast.AST, inside: bool) -> None:
         kind = type(node)
         words.append(kind.__name__)
         if kind is ast.Name or kind is ast.arg:
             name = node.id if kind is ast.Name else node.arg
-            words.append((name,))
+            put_name(name)
             if kind is ast.Name:
                 words.append(type(node.ctx).__name__)
             if inside and (kind is ast.arg or type(node.ctx) is ast.Store):
@@ -152,14 +157,16 @@ def _normalized(text: str) -> str:
                 words.append("]")
             elif field == "name" and kind is ast.ClassDef:
                 bound.add(value)
-                words.append((value,))
+                put_name(value)
             else:
                 words.append(repr(value))
 
     visit(tree, False)
     number: dict[str, str] = {}
-    return "\n".join(word if isinstance(word, str) else number.setdefault(word[0], str(len(number))) if word[0] in bound else word[0]
-                     for word in words)
+    for place in names:
+        if words[place] in bound:
+            words[place] = number.setdefault(words[place], str(len(number)))
+    return "\n".join(words)
 
 
 def same_text(a: Proposal, b: Proposal) -> bool:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import re
 import textwrap
+from functools import cache
 
 from .catalogue import IN_ADVANTAGES, IN_TOKEN_LOSS, SLOTS, Part, default
 from .recipe import Recipe, declared, knobs_of, off_values, spare_knobs, standard
@@ -37,11 +38,11 @@ def literal(value: object) -> str:
 
 
 def _docstring(recipe: Recipe, name: str) -> str:
-    wrap = textwrap.TextWrapper(WIDTH, subsequent_indent="    ", break_on_hyphens=False)
-    lines = wrap.wrap(f'"""{name}: GRPO with {", ".join(part.name for part in declared(recipe))}.')
+    title = f'"""{name}: GRPO with {", ".join(part.name for part in declared(recipe))}.'
+    lines = textwrap.wrap(title, WIDTH, subsequent_indent="    ", break_on_hyphens=False)
     lines += ["", "Written by the offline proposer, which recombines published mechanisms.", ""]
     for part in _chosen(recipe):
-        lines += wrap.wrap(f"{part.name}: {part.formula} ({part.source})")
+        lines += _wrapped(f"{part.name}: {part.formula} ({part.source})", WIDTH, "", "    ")
     return "\n".join((*lines, "the rest: GRPO (Shao et al. 2024, arXiv:2402.03300)", '"""'))
 
 
@@ -150,7 +151,12 @@ def _code(part: Part, recipe: Recipe) -> str:
 
 
 def _comment(part: Part) -> list[str]:
-    return textwrap.wrap(f"{part.name}: {part.formula}", WIDTH - 8, initial_indent="# ", subsequent_indent="#     ", break_on_hyphens=False)
+    return _wrapped(f"{part.name}: {part.formula}", WIDTH - 8, "# ", "#     ")
+
+
+@cache  # a few texts for each part of the catalogue
+def _wrapped(text: str, width: int, first: str, others: str) -> list[str]:
+    return textwrap.wrap(text, width, initial_indent=first, subsequent_indent=others, break_on_hyphens=False)
 
 
 def _function(signature: str, lines: list[str]) -> str:
