@@ -10,7 +10,7 @@ wall and CPU milliseconds per candidate, proposal to HDF5 record, the no-op jobs
     propose   parent selection, references, proposal, novelty gate, package    collect  results read
     submit    job.json, intent, submission record                              record   scores, reflection, HDF5 record
 
-"start": opening the campaign and its first WARM candidates, with the import of scikit-learn, once per process. Then one
+"start": opening the campaign and its first WARM candidates, with what is imported on the way, once per process. Then one
 parent selection and `status` at --entries records. The archive is filled with distinct recipes of the offline
 proposer and shifted scores (10 ms an entry, not counted).
 """
