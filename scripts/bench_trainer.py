@@ -1,16 +1,18 @@
 """This trainer against TRL's GRPOTrainer: same model, prompts, group size, lengths and number of updates, on the CPU.
 
     pip install -c constraints.txt -e .[bench]
-    python scripts/bench_trainer.py [--workload lab fixed-1m fixed-5m] [--rounds 5] [--threads 1] [--json]
+    python scripts/bench_trainer.py [--workload lab fixed-1m natural-1m ...] [--rounds 5] [--threads 1 2] [--json]
 
 Each side is a process of its own; they take turns, one training step (rollouts and all their updates) a turn, so that
 whatever else the machine does hits both. `ratio` is TRL's seconds over ours, median over rounds: above 1, ours is
 faster. It is given in wall time and in CPU time; the first round (warm-up) does not count.
 
-    lab       the embedded lab: chain task, warm-started model, natural end of sequence, 2 epochs x 2 minibatches
-    fixed-*   48 tokens each, prompt of 16, random rewards (no group without variance: nothing to skip), one update a step
+    lab         the embedded lab: chain task, warm-started model, natural end of sequence, 2 epochs x 2 minibatches
+    fixed-*     48 tokens each, prompt of 16, random rewards (no group without variance: nothing to skip), one update a step
+    natural-*   the same, but a completion ends by itself (one of 32 symbols is the end token: 25 tokens in the mean, at most
+                48), and all completions of every second prompt get the same reward, as where it is too easy or too hard
 
-TRL runs at its best here: no gradient checkpointing, fused AdamW, no KL term, no logging. Its `forward` holds the
+`goal` is what this project wants to reach. TRL runs at its best here: no gradient checkpointing, fused AdamW, no KL term, no logging. Its `forward` holds the
 log-probs of the old policy, which it computes where a batch is used for more than one update.
 """
 from __future__ import annotations
@@ -34,43 +36,44 @@ PARTS = ("rollout", "forward", "backward", "rest")
 
 @dataclass(frozen=True)
 class Workload:
+    goal: float                               # ratio of wall time
     epochs: int
     minibatches: int
     size: tuple[int, int, int] | None = None  # width, layers, heads of a random model; None: the lab's own
     prompt: int = 16                          # tokens
     completion: int = 48
     vocabulary: int = 512
+    natural: bool = False                     # completions end by themselves; every second prompt's are rewarded alike
 
 
-WORKLOADS = {
-    "lab": Workload(2, 2),
-    "fixed-1m": Workload(1, 1, (128, 5, 4)),
-    "fixed-5m": Workload(1, 1, (256, 6, 8)),
-    "fixed-20m": Workload(1, 1, (512, 6, 8)),
-}
+SIZES = {"1m": (128, 5, 4), "5m": (256, 6, 8), "20m": (512, 6, 8)}  # width, layers, heads
+WORKLOADS = {"lab": Workload(2.0, 2, 2),
+             **{f"fixed-{name}": Workload(1.3, 1, 1, size) for name, size in SIZES.items()},
+             **{f"natural-{name}": Workload(2.0, 1, 1, size, vocabulary=32, natural=True) for name, size in SIZES.items()}}
 
 
-class Fixed:
-    """Random prompts and rewards; no end token, so that every completion has all its tokens."""
+class Synthetic:
+    """Random prompts and rewards. Without natural ends no symbol is the end token: every completion has all its tokens."""
 
-    name, pad_id, splits = "fixed", 0, ("easy", "medium", "hard")
+    name, pad_id, splits = "synthetic", 0, ("easy", "medium", "hard")
 
     def __init__(self, workload: Workload):
         self.workload, self.max_new_tokens = workload, workload.completion
-        self.eos_id = workload.vocabulary    # one past the last symbol
+        self.eos_id = 1 if workload.natural else workload.vocabulary  # one past the last symbol
         self.random = random.Random(0)
 
     def train_problem(self, seed: int, index: int) -> Any:
         from poise_hpc.tasks.base import Problem
 
         rng = random.Random(index)
-        prompt = tuple(rng.randrange(1, self.workload.vocabulary) for _ in range(self.workload.prompt))
+        prompt = tuple(rng.randrange(2, self.workload.vocabulary) for _ in range(self.workload.prompt))
         return Problem(str(index), prompt, "", "train")
 
     def grade(self, problems: Any, completions: Any, truncated: Any) -> list[Any]:
         from poise_hpc.tasks.base import Grade
 
-        return [Grade(self.random.random(), {"correct": 0.0, "format": 1.0}, True, False) for _ in problems]
+        alike = [self.workload.natural and int(p.id) % 2 == 0 for p in problems]
+        return [Grade(0.0 if same else self.random.random(), {"correct": 0.0, "format": 1.0}, True, False) for same in alike]
 
 
 def prepare(name: str, cache: Path) -> tuple[Any, Path]:
@@ -94,7 +97,7 @@ def prepare(name: str, cache: Path) -> tuple[Any, Path]:
             vocab_size=workload.vocabulary, hidden_size=d, intermediate_size=d * 11 // 4, num_hidden_layers=layers, num_attention_heads=heads,
             num_key_value_heads=heads, max_position_embeddings=128, tie_word_embeddings=True, bos_token_id=None, eos_token_id=None,
             pad_token_id=0)).save_pretrained(folder)
-    return Fixed(workload), folder
+    return Synthetic(workload), folder
 
 
 # --- the two sides: a generator that makes one training step per `next` and yields the seconds of its parts
@@ -164,8 +167,7 @@ def make_trl(name: str, task: Any, folder: Path, callback: Any, parts: dict[str,
     from trl import GRPOConfig, GRPOTrainer
 
     workload = WORKLOADS[name]
-    fixed = workload.size is not None
-    symbols = [f"t{i}" for i in range(workload.vocabulary + 1 if fixed else 64)]
+    symbols = [f"t{i}" for i in range(workload.vocabulary + 1 if workload.size else 64)]
     tokenizer = Tokenizer(models.WordLevel({s: i for i, s in enumerate(symbols)}, unk_token=symbols[task.pad_id]))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=symbols[task.eos_id],
@@ -248,34 +250,34 @@ def compare(name: str, rounds: int, cache: Path, threads: int) -> dict[str, Any]
     def ratio(key: str) -> float:
         return round(statistics.median(t[key] / o[key] for t, o in zip(figures["trl"], figures["ours"])), 3)
 
-    return {"workload": name, "rounds": rounds, "threads": threads, "ratio": ratio("wall"), "ratio_cpu": ratio("cpu"), **{
+    return {"workload": name, "rounds": rounds, "threads": threads, "goal": WORKLOADS[name].goal, "ratio": ratio("wall"), "ratio_cpu": ratio("cpu"), **{
         side: {key: round(median(side, key), 4) for key in ("wall", "cpu", *PARTS, "tokens", "reward")}
         | {"tokens_per_second": round(median(side, "tokens") / median(side, "wall"))} for side in sides}}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workload", nargs="+", choices=WORKLOADS, default=["lab", "fixed-1m", "fixed-5m"])
+    parser.add_argument("--workload", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "poise-hpc", help="start models are kept here")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--side", choices=("ours", "trl"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.side:
-        return work(arguments.side, arguments.workload[0], arguments.cache, arguments.threads)
+        return work(arguments.side, arguments.workload[0], arguments.cache, arguments.threads[0])
     results = []
     for name in arguments.workload:
-        results.append(compare(name, arguments.rounds, arguments.cache, arguments.threads))
-        if not arguments.json:
-            print(table(results[-1]), flush=True)
+        for threads in arguments.threads:
+            results.append(compare(name, arguments.rounds, arguments.cache, threads))
+            if not arguments.json:
+                print(table(results[-1]), flush=True)
     if arguments.json:
         print(json.dumps(results, indent=1))
 
 
 def table(result: dict[str, Any]) -> str:
-    lines = [f"{result['workload']}: ratio {result['ratio']} (CPU time {result['ratio_cpu']}), medians of {result['rounds']} rounds, "
-             f"{result['threads']} thread(s)"]
+    lines = ["{workload}, {threads} thread(s): ratio {ratio} (goal {goal}; CPU time {ratio_cpu}), medians of {rounds} rounds".format(**result)]
     for side in ("ours", "trl"):
         r = result[side]
         lines.append(f"  {side:5}" + "".join(f"{part} {1000 * r[part]:7.0f} ms  " for part in (*PARTS, "wall"))

@@ -23,6 +23,7 @@ def keep_freed_memory() -> None:
     it again page by page: 100,000 page faults, 4 % of the CPU time of a step of a 5M model. Elsewhere: nothing to do."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
-        libc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
+        # glibc before 2.35 refuses more than 32 MB; unset, it would stay at 128 KB once the others are set.
+        libc.mallopt(M_MMAP_THRESHOLD, 1 << 30) or libc.mallopt(M_MMAP_THRESHOLD, 1 << 25)
         libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
         libc.mallopt(M_TOP_PAD, 64 << 20)
