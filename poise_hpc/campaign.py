@@ -104,6 +104,8 @@ class Campaign:
     def create(cls, root: Path, config: Config, fill: Callable[[Path], None] = lambda folder: None, **meta: Any) -> Campaign:
         """A new campaign folder, whole or not at all. `fill` may put more into it before it becomes visible."""
         root = Path(os.path.abspath(root))
+        if root.is_dir() and any(root.iterdir()):
+            raise UsageError(f"{root} is there and no campaign: it has other files, and no campaign.json. Give a new or an empty folder")
         temporary = root.parent / f".{root.name}.{os.getpid()}.tmp"
         try:
             root.parent.mkdir(parents=True, exist_ok=True)
@@ -131,16 +133,19 @@ class Campaign:
             raise UsageError(f"{root} has campaign format {meta['format']}; this version reads {FORMAT}")
         return cls(root, configuration.load(root / "config.yaml"), meta)
 
-    def adopt(self, config: Config) -> None:
-        """Take over operational changes; refuse others by name."""
+    def changes(self, config: Config) -> list[str]:
+        """What `adopt` would take over: operational settings. Others are refused by name."""
         changed = sorted(_differences(self.config.dump(), config.dump()))
         refused = [line for key, line in changed if not OPERATIONAL.fullmatch(key)]
         if refused:
             raise UsageError(f"{self.root / 'config.yaml'} is frozen and the given config differs:\n  " + "\n  ".join(refused)
                              + "\nscores would not be comparable: start another campaign, or give the old values")
-        if changed:
+        return [line for _, line in changed]
+
+    def adopt(self, config: Config) -> None:
+        if changed := self.changes(config):
             files.write_atomic(self.root / "config.yaml", dump_yaml(config))
-            self.log("config", "changed", "; ".join(line for _, line in changed))
+            self.log("config", "changed", "; ".join(changed))
             self.config = config
 
     def set_site(self, path: Path) -> None:

@@ -42,6 +42,10 @@ def plan(kind: str, origin: Campaign, id: str, seeds: int | None, config_file: P
     if not path.exists():
         raise UsageError(f"{id} has no archive entry in {origin.root}; `poise-hpc leaderboard {origin.word}` lists those that have")
     entry = read(path)
+    if kind != "rerun" and entry.score is None:
+        raise UsageError(f"{id} has no score ({entry.cause}): there is nothing to {kind}. `poise-hpc rerun {origin.word} {id}` repeats it")
+    if kind in ("confirm", "transfer") and id == BASELINE_ID:
+        raise UsageError(f"{id} is the baseline: it would be compared with itself. Give a candidate; `poise-hpc leaderboard {origin.word}` lists them")
     config = configuration.load(config_file) if config_file else configuration.parse(yaml.safe_load(entry.config), f"{path}: config")
     config = settings(kind, config, entry, seeds)
     for number in itertools.count(1):
@@ -91,8 +95,9 @@ def compared(kind: str, entry: Entry) -> list[tuple[str, dict[str, str], dict[st
     """(name, code, proposal) of what is run beside the baseline."""
     if kind == "rerun":
         return []
+    itself = [] if entry.id == BASELINE_ID else [(entry.name, entry.code, entry.proposal)]
     parts = [without(entry, mechanism) for mechanism in entry.proposal["mechanisms"]] if kind == "ablate" else []
-    return [(entry.name, entry.code, entry.proposal), *parts]
+    return [*itself, *parts]
 
 
 def without(entry: Entry, mechanism: str) -> tuple[str, dict[str, str], dict[str, Any]]:

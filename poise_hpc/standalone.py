@@ -44,16 +44,9 @@ def check(folder: Path) -> dict[str, Any]:
                 "walls": result["walls"], **listed}
 
 
-def dry_run(campaign: Path, config_file: Path | None = None, site_file: Path | None = None) -> dict[str, Any]:
-    """What each stage's submission of a campaign, new or not, looks like. Creates nothing."""
-    exists = (campaign / "campaign.json").exists()
-    config = configuration.load(config_file) if config_file else configuration.load(campaign / "config.yaml") if exists else Config()
-    return submissions(campaign, config, site_file, campaign)
-
-
 def submissions(root: Path, config: Config, site_file: Path | None, keeper: Path) -> dict[str, Any]:
-    """The exact sbatch text of each stage, or the local command, for a campaign at `root`; where no site file is given, the
-    one that the campaign `keeper` keeps holds."""
+    """What each stage's submission of a campaign at `root`, there or not, looks like: the exact sbatch text, or the local command.
+    Without a site file that of the campaign `keeper` holds. Creates nothing."""
     from . import jobspec
     from . import site as sites
     from .cluster import SlurmCluster

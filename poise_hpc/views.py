@@ -154,10 +154,13 @@ def progress_text(r: dict[str, Any]) -> str:
     if r["state"] == "queued":
         return f"{r['candidate']}  {r['attempt']}  queued"
     eta = f"  ETA {r['eta_s']:.0f} s" if r["eta_s"] is not None else ""
-    return f"{r['candidate']}  {r['attempt']}  {r['stage']} {r['step']}/{r['total']}  {r['elapsed_s']:.0f} s{eta}"
+    at = f"{r['stage']} {r['step']}/{r['total']}" if r["total"] else "starts"
+    return f"{r['candidate']}  {r['attempt']}  {at}  {r['elapsed_s']:.0f} s{eta}"
 
 
 def leaderboard_text(data: dict[str, Any]) -> str:
+    if not data["rows"]:
+        return f"nothing is archived yet; `poise-hpc status {shlex.quote(data['campaign'])}` says where it is"
     rows = [[str(r["rank"]), r["id"], r["name"], ",".join(r["parents"]) or "-", interval(r["overall"], r["ci"]),
              "baseline" if r["id"] == BASELINE_ID else interval(r["delta"], r["delta_ci"], sign=True), str(r["seeds"]),
              "-" if r["id"] == BASELINE_ID else r["verdict"] if r["outcome"] == Outcome.SUCCEEDED else f"failed: {r['cause']}"] for r in data["rows"]]

@@ -23,7 +23,7 @@ ELSEWHERE = {"host": "another-host", "pid": 1, "start": 1, "taken": 0.0}
 def test_a_folder_that_is_there_already_is_refused_and_left_alone(tmp_path):
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "mine").write_text("precious")
-    with pytest.raises(PoiseError, match="cannot create the campaign folder .*not empty"):
+    with pytest.raises(UsageError, match="is there and no campaign: it has other files"):
         campaign(tmp_path / "c")
     assert os.listdir(tmp_path) == ["c"] and (tmp_path / "c" / "mine").read_text() == "precious"
 

@@ -77,6 +77,11 @@ def test_a_drained_campaign_is_done(tmp_path):
     run("watch", root)
 
 
+def test_an_empty_archive_says_where_to_look(tmp_path):
+    root = campaign(tmp_path / "c", **SMALL).root
+    assert f"nothing is archived yet; `poise-hpc status {root}`" in run("leaderboard", root).output
+
+
 def test_held_is_exit_code_3(held, tmp_path):
     data = json.loads(run("status", held, "--json").stdout)
     assert data["held"] == ["c0001"] and not data["done"]
@@ -87,7 +92,9 @@ def test_held_is_exit_code_3(held, tmp_path):
 def test_orders_are_carried_out_when_nobody_drives(held):
     assert json.loads(run("retry", held, "c0001", "--json").stdout) == {"carried_out": True, "by": "this command"}
     assert json.loads(run("status", held, "--json").stdout)["held"] == []
+    assert "c0001 is not held but at train: there is nothing to retry" in run("retry", held, "c0001", code=2).stderr
     run("hold", held, "c0001")
+    assert "c0001 is held already: there is nothing to hold" in run("hold", held, "c0001", code=2).stderr
     assert json.loads(run("status", held, "--json").stdout)["held"] == ["c0001"]
 
 
@@ -157,11 +164,17 @@ def test_wrong_calls_are_exit_code_2(finished, arguments):
     (["show", "{c}", "grpo"], "'grpo' is no candidate; c0003 would be one"),
     (["show", "{c}", "c0077"], "has no candidate c0077: it has c0000 to c0002"),
     (["confirm", "{c}", "c0077"], "c0077 has no archive entry"),
+    (["confirm", "{c}", "c0000"], "c0000 is the baseline: it would be compared with itself"),
+    (["run", "{c}", "--dry-run", "--config", "{d}/path.yaml"], "config.yaml is frozen and the given config differs"),
+    (["run", "{d}/new", "--dry-run", "--config", "{d}/path.yaml"], "nowhere is no Hugging Face model folder"),
+    (["run", "{d}", "--cache-dir", "{d}"], "{d} is there and no campaign"),
+    (["hold", "{c}", "prepare"], "prepare is archived: there is nothing to hold"),
     (["hold", "{c}", "c0001"], "c0001 is archived: there is nothing to hold")])
 def test_an_error_says_what_came_and_how_to_go_on(finished, tmp_path, arguments, message):
     folder = tmp_path / "a folder"
     folder.mkdir()
     (folder / "binary").write_bytes(b"\xff\xfe\x00")
+    (folder / "path.yaml").write_text("model: {source: path, path: nowhere}")
     result = run(*(a.format(c=finished, d=folder) for a in arguments), code=2)
     assert message.format(d=folder) in result.stderr
 

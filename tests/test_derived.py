@@ -8,13 +8,13 @@ import pytest
 import yaml
 from click.testing import CliRunner
 from helpers_campaign import campaign, noop_work
-from helpers_drive import archive_of, drive
+from helpers_drive import archive_of, drive, failing
 from helpers_kill import TINY, left_over
 
 from poise_hpc import archive, cli, derived
 from poise_hpc.campaign import Campaign
 from poise_hpc.cluster import InlineCluster, for_campaign
-from poise_hpc.types import UsageError
+from poise_hpc.types import Outcome, UsageError
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +112,14 @@ def test_jobs_run_where_the_origin_ran(origin):
 def test_an_entry_that_is_not_there(origin):
     with pytest.raises(UsageError, match="c0077 has no archive entry"):
         derived.create("rerun", origin, "c0077", None, None)
+
+
+def test_what_has_no_score_can_only_be_repeated(tmp_path):
+    root = campaign(tmp_path / "c", search={"candidates": 1, "train_seeds": [0]}).root
+    drive(root, InlineCluster(failing("train", "c0001", Outcome.CANDIDATE_ERROR, "raised")))
+    with pytest.raises(UsageError, match=r"c0001 has no score \(raised\): there is nothing to confirm"):
+        derived.plan("confirm", Campaign.open(root), "c0001", 1, None)
+    assert derived.plan("rerun", Campaign.open(root), "c0001", None, None).entry.cause == "raised"
 
 
 @pytest.mark.slow

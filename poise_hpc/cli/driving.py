@@ -15,9 +15,9 @@ from ..types import PoiseError, UsageError
 from .common import HELD
 
 
-def open_or_create(root: Path, config_file: Path | None, max_candidates: int | None, cache_dir: Path | None, site_file: Path | None,
-                   force: bool) -> tuple[Any, Any]:
-    """The campaign, and the config that an existing one is to adopt. `force`: although a GPU's memory will not do."""
+def examine(root: Path, config_file: Path | None, max_candidates: int | None, site_file: Path | None, force: bool) -> tuple[Any, Any]:
+    """The campaign, None if there is none yet; and the config for it, None where an existing one's holds. UsageError for what
+    cannot be, before anything is written. `force`: although a GPU's memory will not do."""
     from .. import config as configuration
     from .. import packages, site
     from ..campaign import Campaign
@@ -30,11 +30,11 @@ def open_or_create(root: Path, config_file: Path | None, max_candidates: int | N
         config = configuration.parse(configuration.overlay(base.dump(), {"search": {"candidates": max_candidates}}))
     if (root / "campaign.json").exists():
         opened = Campaign.open(root)
+        opened.changes(config or opened.config)
         if not opened.archived_ids():  # later it is known to fit
             fit(config or opened.config, site_file or (root / "site.yaml"), force)
         return opened, config
     config = config or configuration.Config()
-    # A wrong task, option, split, baseline or model folder: said before anything is created.
     load_task(config)
     packages.baseline(config.search.baseline)
     if config.model.path is not None and not (Path(config.model.path) / "config.json").is_file():
@@ -43,12 +43,19 @@ def open_or_create(root: Path, config_file: Path | None, max_candidates: int | N
     if nodes is None or not (nodes.python or nodes.container):  # else the jobs' environment is another: the prepare job looks there
         check_installed(config)
     fit(config, site_file, force)
+    return None, config
+
+
+def create(root: Path, config: Any, cache_dir: Path | None) -> Any:
+    """A new campaign, and its folder for warm-started models."""
+    from ..campaign import Campaign
+
     cache = Path(os.path.abspath(cache_dir or Path.home() / ".cache" / "poise_hpc"))
     try:
         cache.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise PoiseError(f"cannot create the cache folder {cache}: {error.strerror}. Give another with --cache-dir") from None
-    return Campaign.create(root, config, cache_dir=str(cache)), None
+    return Campaign.create(root, config, cache_dir=str(cache))
 
 
 def fit(config: Any, site_file: Path | None, force: bool) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from .common import FILE, FOLDER, as_json, campaign_argument, dry_run_option, emit, site_option
-from .driving import build, drive, held_exit, open_or_create
+from .driving import build, create, drive, examine, held_exit
 
 
 @click.command()
@@ -24,10 +24,11 @@ def run(campaign: Path, config_file: Path | None, site_file: Path | None, max_ca
     """Create CAMPAIGN if it is new, and loop until its budget is spent. Safe to kill and repeat."""
     from .. import standalone, views
 
+    found, config = examine(campaign, config_file, max_candidates, site_file, force)
     if dry_run:
-        return emit(standalone.dry_run(campaign, config_file, site_file), as_json, standalone.dry_run_text)
-    opened, config = open_or_create(campaign, config_file, max_candidates, cache_dir, site_file, force)
-    controller = drive(opened, as_json, config, site_file)
+        return emit(standalone.submissions(campaign, config or found.config, site_file, campaign), as_json, standalone.dry_run_text)
+    opened = found or create(campaign, config, cache_dir)
+    controller = drive(opened, as_json, config if found else None, site_file)
     emit(views.leaderboard(opened), as_json, views.leaderboard_text)
     held_exit(controller)
 
@@ -46,7 +47,7 @@ def step(campaign: Path, dry_run: bool, as_json: bool) -> None:
 
     opened = Campaign.open(campaign)
     if dry_run:
-        return emit(standalone.dry_run(campaign), as_json, standalone.dry_run_text)
+        return emit(standalone.submissions(campaign, opened.config, None, campaign), as_json, standalone.dry_run_text)
     with opened.lock() as lock:
         controller = build(opened, say=lambda line: click.echo(line, err=as_json))
         while controller.step():  # until nothing moves: the next call may be minutes away

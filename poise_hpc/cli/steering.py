@@ -37,13 +37,16 @@ def order(kind: str, text: str, whole: bool) -> click.Command:
     @click.argument("candidate", type=CandidateId("prepare"), required=not whole)
     @as_json
     def command(campaign: Path, candidate: str | None, as_json: bool) -> None:
-        from .. import orders
+        from .. import jobspec, orders
         from ..campaign import Campaign
         from ..types import Stage
 
         opened = Campaign.open(campaign)
-        if candidate not in (None, "prepare") and opened.load(candidate).stage == Stage.ARCHIVED:
-            raise UsageError(f"{candidate} is archived: there is nothing to {kind}")
+        if candidate is not None:
+            stage = (jobspec.home(opened) if candidate == "prepare" else opened.load(candidate)).stage
+            if stage == Stage.ARCHIVED or (stage == Stage.HELD) != (kind == "retry"):
+                found = {Stage.ARCHIVED: "archived", Stage.HELD: "held already"}.get(stage, f"not held but at {stage}")
+                raise UsageError(f"{candidate} is {found}: there is nothing to {kind}")
         orders.give(opened, kind, candidate)
         settle(opened, as_json)
 
