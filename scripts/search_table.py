@@ -31,13 +31,12 @@ from poise_hpc.agent.recipe import Recipe, make, of_proposal
 from poise_hpc.algorithms import load, seeds
 from poise_hpc.archive import ArchiveView
 from poise_hpc.campaign import Campaign
-from poise_hpc.config import Acquisition
+from poise_hpc.config import Acquisition, Search
 from poise_hpc.selection.acquisition import Strategy, choose_parent
 from poise_hpc.types import BASELINE_ID, EntrySummary, Outcome, Score, candidate_id
 
 BEST = 0.02    # share of the table that is searched for
-WINDOW = 4     # config.search: candidate k sees 1 .. k - WINDOW
-PER_PARENT = 2
+WINDOW, PER_PARENT = Search().window, Search().per_parent  # as a campaign has them by default
 # (pareto, performance, diversity, descendant, ucb_beta) that tuning chooses from; the default is among them
 GRID = ((1, 1, 0.5, 1, 1), (0, 1, 0, 1, 1), (0, 1, 0.5, 1, 1), (1, 1, 0.5, 2, 1), (1, 1, 0.5, 1, 3), (1, 1, 2, 1, 1), (0, 0, 0, 1, 1), (0, 1, 1, 0, 1),
         (0, 1, 0, 0, 1))
