@@ -3,12 +3,14 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from helpers_models import tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from poise_hpc.training import logprobs
+from poise_hpc.training.batch import deal
 from poise_hpc.training.logprobs import Form, Head
 from poise_hpc.training.policy import Policy, recompute_layers
 from poise_hpc.types import PoiseError
@@ -177,3 +179,18 @@ def test_peak_by_hand():
     found = logprobs.peak_bytes(32768, 151936, 1536)
     assert found == {"logits": 883 * 151936 * 10, "weight gradient": 151936 * 1536 * 6, "hidden gradient": 32768 * 1536 * 2}
     assert sum(found.values()) < 2.9e9 < 32768 * 151936 * 4  # one float32 copy of all logits: 19.9 GB
+
+
+@pytest.mark.parametrize("ranks", [1, 8])
+def test_microbatches_of_natural_lengths_are_full(ranks):
+    """256 groups of 8, log-normal lengths with a mean of 640 tokens, up to 3,072: the mathematics setting."""
+    rng = np.random.default_rng(0)
+    prompt, group = torch.tensor(rng.integers(60, 400, 256)), torch.arange(256).repeat_interleave(8)
+    length = torch.tensor(np.clip(rng.lognormal(6.3, 0.6, 2048), 20, 3072).astype(int))
+    dealt = deal(torch.arange(2048), group, length, prompt, ranks, 32768)
+    assert sorted(torch.cat([rows for rank in dealt for rows in rank]).tolist()) == list(range(2048))
+    tokens = [[int(length[rows].sum() + prompt[group[rows].unique()].sum()) for rows in rank if len(rows)] for rank in dealt]
+    assert max(max(rank) for rank in tokens) <= 32768
+    per_rank = [sum(rank) for rank in tokens]
+    assert max(per_rank) < 1.01 * sum(per_rank) / ranks                                   # no rank waits for another
+    assert sum(per_rank) > 0.85 * 32768 * sum(len(rank) for rank in tokens)               # filled
