@@ -41,14 +41,14 @@ CPU = Device("CPU", 95e9, 8e9, None, update_share=0.5, rollout_share=0.25, layer
 
 
 def find(name: str) -> Device:
-    """By a site's word for it: "H100", "nvidia_a100-sxm4-80gb", "a100". UsageError naming the known ones."""
-    word = re.sub(r"[^a-z0-9]+", "-", name.lower())
-    if "a100" in word and "40" in word.replace("a100", ""):
+    """By any word for it: "H100", "nvidia_a100-sxm4-40gb", "NVIDIA GeForce RTX 4090". UsageError naming the known ones."""
+    word = re.sub(r"[^a-z0-9]+", "", name.lower())
+    if "a100" in word and ("40gb" in word or word.endswith("a10040")):
         return GPUS["a100-40"]
     for key in sorted(GPUS, key=len, reverse=True):
-        if key in word:
+        if key.replace("-", "") in word:
             return GPUS[key]
-    raise UsageError(f"gpus.device: {name!r} is not known here; known: {', '.join(GPUS)}")
+    raise UsageError(f"gpus.device: {name!r} is not known here; known: {', '.join(GPUS)}. gpus.memory_gb alone is enough for the memory's estimate")
 
 
 def cpu(threads: int, memory_gb: float) -> Device:

@@ -101,18 +101,20 @@ def needs_reference(config: Config) -> bool:
 
 
 def device_of(config: Config, site: Site | None, assumed: list[str]) -> Device:
+    """A site's GPU by its `device`, else by its `type` if that is a known name, else an A100's speed and no known memory."""
     if site is None or site.gpus is None:
         assumed.append("a CPU core's speed: 95 GFLOP/s in large matrix products")
         return devices.cpu(config.jobs.threads, config.jobs.memory_gb)
-    named = site.gpus.device or site.gpus.type
-    if named is None:
-        assumed.append("an A100's speed: the site file names no GPU (gpus.device), and how much memory one has only if gpus.memory_gb says so")
-        found, memory_gb = devices.GPUS["a100"], None
-    else:
-        found = devices.find(named)
-        memory_gb = found.memory_gb
+    gpus = site.gpus
+    try:
+        found = devices.find(gpus.device or gpus.type or "")
+    except UsageError:
+        if gpus.device:
+            raise
+        found = devices.with_memory(devices.GPUS["a100"], None)
+        assumed.append("the speed of an A100: the site file does not say which GPU it has (gpus.device)")
     assumed.append(f"{found.update_share:.0%} of the {found.name}'s data sheet in the update, {found.rollout_share:.0%} while sampling")
-    return devices.with_memory(found, site.gpus.memory_gb or memory_gb)
+    return devices.with_memory(found, gpus.memory_gb or found.memory_gb)
 
 
 # --- what it will cost
@@ -254,9 +256,14 @@ def text(data: dict[str, Any]) -> str:
         lines.append(f"{line['bytes'] / GIB:10.3f}  {line['name']:{width}}  {marks}  {line['arithmetic']}")
     lines.append(f"{m['peak'] / GIB:10.3f}  {'at most: ' + m['worst']:{width}}  "
                  + "  ".join(f"{m['phases'][p] / GIB:.2f}".center(len(p)) for p in memory.PHASES))
-    lines += ["", {True: f"it fits into {m['limit_gb']:g} GiB" + (", tightly" if m["tight"] else "") if m["limit_gb"] else "", None: "whether it fits is unknown: the site file does not say gpus.memory_gb",
-                   False: refusal(m)}[m["fits"]], "", *cost_text(data["cost"])]
+    lines += ["", verdict(m), "", *cost_text(data["cost"])]
     return "\n".join([*lines, *(f"assumed: {a}" for a in data["assumed"])])
+
+
+def verdict(data: dict[str, Any]) -> str:
+    if data["fits"] is None:
+        return "whether it fits is unknown: the site file says neither gpus.memory_gb nor gpus.device"
+    return f"it fits into {data['limit_gb']:g} GiB" + (", tightly" if data["tight"] else "") if data["fits"] else refusal(data)
 
 
 def cost_text(c: dict[str, Any]) -> list[str]:
