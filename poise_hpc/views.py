@@ -28,12 +28,16 @@ def status(campaign: Campaign, now: float | None = None, spending: bool = True) 
         a.result.get("run_seconds", 0.0) * a.result.get("ranks", 1) for c in active for a in c.attempts if a.result)
     budget = campaign.config.budget
     why = exhausted(campaign, archive, {c.id: c for c in active}, len(rows), now)
+    expected = max(len(rows), 1) + len(inbox(campaign)) + (0 if why else max(wanted - made, 0))
+    spent = [e.run_seconds for e in archive.entries]
+    # Of what is not archived yet, begun or not: each as costly as those that are. `poise-hpc plan` knows more.
+    left = (expected - len(archived)) * sum(spent) / len(spent) / 3600 if spent else None
     return {
         "campaign": str(campaign.root), "home": home.stage,
         "done": home.stage == Stage.ARCHIVED and bool(why) and not active, "proposing_ended": why,
         "held": [c.id for c in [home, *active] if c.stage == Stage.HELD],
         "budget": {"candidates": wanted, "proposed": made, "archived": len(archived),
-                   "expected": max(len(rows), 1) + len(inbox(campaign)) + (0 if why else max(wanted - made, 0)), "run_hours": round(seconds / 3600, 4),
+                   "expected": expected, "run_hours": round(seconds / 3600, 4), "run_hours_left": None if left is None else round(left, 4),
                    "run_hours_limit": budget.run_hours, "wall_clock_min": round((now - campaign.meta["created"]) / 60, 1),
                    "wall_clock_min_limit": budget.wall_clock_min},
         "inbox": [path.name.partition("-")[2] or path.name for path in inbox(campaign)],
@@ -131,8 +135,9 @@ def status_text(data: dict[str, Any]) -> str:
     b = data["budget"]
     state = f"done: {data['proposing_ended']}" if data["done"] else "held: " + ", ".join(data["held"]) if data["held"] else "in progress"
     limit = f" of {b['run_hours_limit']:g}" if b["run_hours_limit"] else ""
+    left = f", about {b['run_hours_left']:.2g} to come" if b["run_hours_left"] else ""
     lines = [f"{data['campaign']}: {state}", f"candidates {b['proposed']}/{b['candidates']} proposed, {b['archived']} archived (with the baseline)"
-             f"; {b['run_hours']:.2f}{limit} run hours; {b['wall_clock_min']:.0f} min since creation"]
+             f"; {b['run_hours']:.2f}{limit} run hours{left}; {b['wall_clock_min']:.0f} min since creation"]
     if data["proposing_ended"] and not data["done"]:
         lines.append(f"nothing new is proposed: {data['proposing_ended']}")
     if data["inbox"]:
@@ -172,8 +177,8 @@ def show_text(data: dict[str, Any]) -> str:
     p = data["proposal"]
     lines = [f"{data['id']}  {data['name']}  {data['stage']}" + (f"  {data['cause']}: {data['message']}" if data["cause"] else ""),
              f"parents      {', '.join(data['parents']) or 'none'}   proposer {data['proposer']}",
-             f"mechanisms   {', '.join(p['mechanisms']) or 'none declared'}", f"hypothesis   {p['hypothesis']}",
-             f"change       {p['description']}", f"expected     {p['expected_effect']}"]
+             f"mechanisms   {', '.join(p['mechanisms']) or 'none declared'}", f"hypothesis   {p['hypothesis'] or 'none stated'}",
+             f"change       {p['description'] or 'none stated'}", f"expected     {p['expected_effect'] or 'none stated'}"]
     if data["pick"]:
         lines.append(f"why {data['pick']['parent']}    {data['pick']['explanation']}")
     if data["score"]:
