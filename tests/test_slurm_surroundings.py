@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers_slurm import VirtualCluster, needs_slurm, until, virtual_cluster
+from helpers_slurm import VirtualCluster, needs_slurm, processes, until, virtual_cluster
 from helpers_slurm_campaign import NOOP, SITE, attempts, controller, drive, events, noop, point_at, running
 
 from poise_hpc import controller as loop
@@ -47,6 +47,8 @@ def test_a_scheduler_that_is_reset_gives_a_jobs_id_to_somebody_else(here, tmp_pa
     lines = [f"FirstJobId={id}" if line.startswith("FirstJobId=") else line for line in here.conf.read_text().splitlines()]
     here.conf.write_text("\n".join([*lines, ""]))
     assert here.script("start").returncode == 0
+    # slurmd refuses a job while a step of the same id is left.
+    until(lambda: not any("slurmstepd" in line for line in processes(here.conf)), "the node goes on with a job that nobody knows")
     assert here.sbatch("--partition=main", "--job-name=somebody", "--wrap=sleep 600") == id
     drive(driven)
     done_once(driven)
