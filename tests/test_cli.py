@@ -62,6 +62,10 @@ def test_every_printing_command_has_json_and_text(finished, command):
     assert run(*head, finished, *place).output.strip()
 
 
+def test_the_baseline_shows_its_mechanisms(finished):
+    assert "mechanisms   group-std, symmetric-clip" in run("show", finished, "c0000").output
+
+
 def test_show_tells_why_the_parent_was_chosen(finished):
     data = json.loads(run("show", finished, "c0002", "--json").stdout)
     assert data["pick"]["parent"] == data["parents"][0] and data["pick"]["explanation"]
@@ -87,6 +91,7 @@ def test_held_is_exit_code_3(held, tmp_path):
     assert data["held"] == ["c0001"] and not data["done"]
     result = run("run", held, code=3)
     assert "held: c0001 at train: worker-died" in result.stderr
+    assert "held: c0001" in run("watch", held, code=3).output
 
 
 def test_orders_are_carried_out_when_nobody_drives(held):

@@ -2,12 +2,13 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from pathlib import Path
 
 import click
 
-from .common import CANDIDATE, CandidateId, as_json, campaign_argument, emit
+from .common import CANDIDATE, HELD, CandidateId, as_json, campaign_argument, emit
 
 
 @click.command()
@@ -26,7 +27,7 @@ def status(campaign: Path, as_json: bool) -> None:
 @click.option("--every", type=click.FloatRange(min=0.1), default=2.0, show_default=True, help="Seconds between looks.")
 @as_json
 def watch(campaign: Path, every: float, as_json: bool) -> None:
-    """`status` again and again, until the campaign is done. With --json: one line a look."""
+    """`status` again and again, until the campaign is done. Or held, with nobody at work. With --json: one line a look."""
     from .. import views
     from ..campaign import Campaign
 
@@ -38,6 +39,8 @@ def watch(campaign: Path, every: float, as_json: bool) -> None:
         click.echo(json.dumps(data, default=str) if as_json else views.status_text(data))
         if data["done"]:
             return
+        if data["held"] and not data["running"] and not (opened.root / "controller.lock").exists():
+            sys.exit(HELD)
         time.sleep(every)
 
 
