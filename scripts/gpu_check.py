@@ -232,13 +232,13 @@ def part(order: dict[str, Any]) -> None:
     Path(order["answer"]).write_text(json.dumps(found))
 
 
-def write_job(folder: Path, name: str, config: dict[str, Any], resume: list[Path]) -> Path:
+def write_job(folder: Path, name: str, config: dict[str, Any], threads: int, resume: list[Path]) -> Path:
     from poise_hpc import config as configuration
 
     attempt = folder / name
     attempt.mkdir()
     (attempt / "job.json").write_text(json.dumps({
-        "kind": "train", "config": configuration.parse(config).dump(), "seed": 0, "threads": len(os.sched_getaffinity(0)), "model": str(folder / "model"),
+        "kind": "train", "config": configuration.parse(config).dump(), "seed": 0, "threads": threads, "model": str(folder / "model"),
         "package": str(folder / "package"), "resume": [str(p) for p in resume]}))
     return attempt
 
@@ -250,11 +250,11 @@ def check(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     if found["make"]["exit"]:
         raise SystemExit(f"the model cannot be made:\n{found['make']['error']}")
     calm, stormy = (settings(arguments.size, arguments.steps, every, arguments.recompute) for every in (arguments.steps, half))
-    whole = write_job(folder, "attempt-whole", calm, [])
+    whole = write_job(folder, "attempt-whole", calm, arguments.threads, [])
     found["whole"] = child("whole", arguments, folder, whole)
-    killed = write_job(folder, "attempt-killed", stormy, [])
+    killed = write_job(folder, "attempt-killed", stormy, arguments.threads, [])
     found["killed"] = child("killed", arguments, folder, killed)
-    resumed = write_job(folder, "attempt-resumed", stormy, [killed])
+    resumed = write_job(folder, "attempt-resumed", stormy, arguments.threads, [killed])
     found["resumed"] = child("resumed", arguments, folder, resumed)
     found["resume"] = {"killed_by_signal": -found["killed"]["exit"], "after_step": half, "curves_equal": same(whole, resumed, "curves.jsonl"),
                        "weights_equal": None not in (found["whole"].get("weights_sha256"), found["resumed"].get("weights_sha256"))
@@ -349,6 +349,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/gpu"))
     parser.add_argument("--work", type=Path, help="scratch folder; a temporary one by default")
     parser.add_argument("--steps", type=int, default=4, help="at least 2")
+    parser.add_argument("--threads", type=int, default=1, help="of the CPU")
     parser.add_argument("--recompute", action="store_true", help="gradient checkpointing, for GPUs with less memory")
     parser.add_argument("--no-trl", dest="trl", action="store_false")
     parser.add_argument("--part", help=argparse.SUPPRESS)
