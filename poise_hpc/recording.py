@@ -181,6 +181,7 @@ def clean(candidate: Candidate) -> None:
     """Checkpoints and all weights but the final ones: inodes and quota are short on clusters."""
     for attempt in candidate.attempts:
         shutil.rmtree(attempt.folder / "checkpoints", ignore_errors=True)
+        shutil.rmtree(attempt.folder / "chunks", ignore_errors=True)  # of evaluations that were killed
         shutil.rmtree(attempt.folder / "submitit", ignore_errors=True)
         done = attempt.result["payload"].get("snapshots", {}) if attempt.result else {}
         keep = {done[max(done, key=float)]} if done else set()

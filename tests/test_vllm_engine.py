@@ -29,13 +29,26 @@ def test_two_ranks_hold_one_engine(tmp_path):
     assert alone == together
 
 
+SHORTER = """
+from dataclasses import dataclass, replace
+from poise_hpc.algorithms.grpo import GRPO
+
+@dataclass(frozen=True)
+class Shorter(GRPO):
+    def advantages(self, rollouts, state):  # a random model earns no reward; its completions differ in length
+        return super().advantages(replace(rollouts, reward=-rollouts.length.float()), state)
+
+ALGORITHM = Shorter()
+"""
+
+
 def attempt(folder: Path, name: str, resume: Path | None = None, zero_stage: int = 0, ranks: int = 1) -> Path:
     """A training attempt on the tiny lab's problems with a random Qwen2, which evaluates its own snapshots."""
     start, package, path = folder / "model", folder / "package", folder / name
     if not start.exists():
         model(vocab=21).save_pretrained(start)
         package.mkdir()
-        (package / "algorithm.py").write_text("from poise_hpc.algorithms.grpo import GRPO\nALGORITHM = GRPO()\n")
+        (package / "algorithm.py").write_text(SHORTER)
     path.mkdir()
     conf = config.parse(config.overlay(tiny().dump(), {
         "model": {"source": "path", "path": str(start), "options": {}}, "rollout": {"engine": "vllm"}, "train": {"zero_stage": zero_stage},
@@ -46,30 +59,35 @@ def attempt(folder: Path, name: str, resume: Path | None = None, zero_stage: int
     return path
 
 
-def outcome(path: Path) -> tuple[str, str, dict]:
+def curves(path: Path) -> list[dict]:
+    return [json.loads(line) for line in (path / "curves.jsonl").read_text().splitlines()]
+
+
+def outcome(path: Path) -> tuple[list[dict], str, dict]:
     payload = files.read_json(path / "payload.json")
     elements = {name: files.read_json(path / name) for name in payload["elements"]}
-    return ((path / "curves.jsonl").read_text(), payload["weights_sha256"],
-            {name: {k: v for k, v in e.items() if k != "seconds"} for name, e in elements.items()})
+    return curves(path), payload["weights_sha256"], {name: {k: v for k, v in e.items() if k != "seconds"} for name, e in elements.items()}
 
 
-def test_a_killed_run_goes_on_to_the_same_bits(tmp_path):
-    whole, killed = attempt(tmp_path, "whole"), attempt(tmp_path, "killed")
-    run("train", whole)
-    run("train", killed, 3, wanted=-9)  # its checkpoint is of step 2
-    again = attempt(tmp_path, "again", resume=killed)
-    run("train", again)
+def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path):
+    whole, stopped, three = attempt(tmp_path, "whole"), attempt(tmp_path, "stopped"), attempt(tmp_path, "three", zero_stage=3)
+    again = attempt(tmp_path, "again", resume=stopped)
+    run("train", whole, stopped, again, three)
+    assert "after step 3 of 4" in files.read_json(stopped / "payload.json")["stopped"]
     assert outcome(again) == outcome(whole)
-    rows = [json.loads(line) for line in (whole / "curves.jsonl").read_text().splitlines()]
-    assert len(rows) == 4 and all(0.99 < row["ess"] <= 1 for row in rows)  # both engines compute the same policy
-    assert all(e["engine"] == "vllm" for e in outcome(whole)[2].values())
+    rows = outcome(whole)[0]
+    assert len(rows) == 4 and all(row["gradient_norm"] > 0.01 and 0.99 < row["ess"] <= 1 for row in rows)  # one policy, two engines
+    assert {e["engine"] for e in outcome(whole)[2].values()} == {"vllm"}
+    # Parameters that are gathered one by one: the same completions of the first step, the same gradient.
+    first, spread = rows[0], curves(three)[0]
+    assert spread["length"] == first["length"] and spread["gradient_norm"] == pytest.approx(first["gradient_norm"], rel=1e-4)
 
 
 def test_weights_spread_over_two_ranks_arrive(tmp_path):
-    """ZeRO-3: parameters are gathered one by one; a weight that did not arrive would end the run."""
+    """ZeRO-3 on two ranks; a weight that did not arrive would end the run."""
     path = attempt(tmp_path, "three", zero_stage=3, ranks=2)
     run("train", path, ranks=2)
-    assert len(outcome(path)[0].splitlines()) == 4
+    assert len(curves(path)) == 4
 
 
 def test_a_campaign_of_the_lab(tmp_path):
