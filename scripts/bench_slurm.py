@@ -5,7 +5,7 @@ other (check, then training and evaluation, one array of `--seeds` jobs); Shinka
 a time and the same cluster; the peers' language model is a server in this process that answers at once, ours is the offline proposer.
 
     candidates_per_min      between the first and the last finished candidate, the baseline or initial program left out
-    per_min, sbatch_ms      scheduler commands, counted and timed by wrappers that stand first on PATH
+    per_min, sbatch_ms      scheduler commands, counted and timed by wrappers that stand first on PATH (2 ms of CPU each)
     orchestrator_cpu_ms     CPU of the orchestrating process (OpenEvolve: and its pool) per candidate, without those commands
     submit_ms, queue_s      ours: one submission through submitit; from its return to the job's claim
 """
