@@ -1,0 +1,69 @@
+"""ZeRO stages, numbers of ranks and ways to save memory: all the same gradient."""
+from __future__ import annotations
+
+from pathlib import Path
+
+import helpers_training as h
+import pytest
+import torch
+
+from poise_hpc import config
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lean")
+    for processes in [h.spawn(world, "lean", str(folder / f"{world}.pt")) for world in (1, 2)]:
+        h.finish(processes)
+    return {world: torch.load(folder / f"{world}.pt", weights_only=False) for world in (1, 2)}
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "qwen2"])
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("stage", range(4))
+def test_lean_gradients_are_the_plain_ones(found, kind, world, stage):
+    """Head in pieces, layers recomputed, microbatches of 40 tokens, cut inside groups, with an entropy term."""
+    plain, lean = found[1][kind, "float32", None], found[world][kind, "float32", stage]
+    assert lean["row"]["gradient_norm"] == pytest.approx(plain["row"]["gradient_norm"], rel=1e-4)
+    assert lean["row"]["loss"] == pytest.approx(plain["row"]["loss"], abs=1e-5)
+    assert lean["gradient"].keys() == plain["gradient"].keys()
+    for name, g in plain["gradient"].items():
+        torch.testing.assert_close(lean["gradient"][name], g, atol=5e-6, rtol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("stage", range(4))
+def test_bfloat16_gradients_point_the_same_way(found, world, stage):
+    """Sampled by bfloat16 weights, too: the rows are those of the plain run in bfloat16."""
+    results = found[1]["qwen2", "bfloat16", None], found[world]["qwen2", "bfloat16", stage]
+    plain, lean = (torch.cat([g.flatten() for g in r["gradient"].values()]) for r in results)  # clipped: the direction
+    assert torch.cosine_similarity(plain, lean, dim=0) > 0.995
+    assert results[1]["row"]["gradient_norm"] == pytest.approx(results[0]["row"]["gradient_norm"], rel=0.03)
+
+
+FRAGMENTS = sorted((Path(__file__).parents[1] / "configs" / "deepspeed").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def plain():
+    h.start_alone()
+    return {k: v for k, v in h.make_trainer(h.make_config()).step(0)[0].items() if k != "components"}
+
+
+@pytest.mark.parametrize("path", FRAGMENTS, ids=lambda p: p.stem)
+def test_fragments_train_and_resume(plain, tmp_path, path):
+    """As they are shipped, offload included; in float32, so that there is something to compare with."""
+    train = config.read(path)["train"]
+    trainer, resumed = (h.make_trainer(h.make_config(train)) for _ in range(2))
+    row = trainer.step(0)[0]
+    assert {k: v for k, v in row.items() if k != "components"} == pytest.approx(plain, rel=1e-4, abs=1e-5)
+    trainer.engine.save(tmp_path)
+    resumed.engine.load(tmp_path)
+    assert resumed.step(1)[0] == trainer.step(1)[0]
+
+
+def test_fragments_are_laid_over_a_config(tmp_path):
+    (tmp_path / "mine.yaml").write_text(f"base: [{FRAGMENTS[0].parents[1] / 'math_grpo.yaml'}, {FRAGMENTS[-1]}]\ntrain: {{steps: 9}}\n")
+    loaded = config.load(tmp_path / "mine.yaml").train
+    assert (loaded.zero_stage, loaded.steps, loaded.learning_rate) == (3, 9, 1e-6)
+    assert loaded.deepspeed["zero_optimization"]["offload_param"]["device"] == "cpu"
