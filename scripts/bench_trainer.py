@@ -9,7 +9,7 @@ faster. It is given in wall time and in CPU time; the first round (warm-up) does
 
     lab         the embedded lab: chain task, warm-started model, natural end of sequence, 2 epochs x 2 minibatches
     fixed-*     48 tokens each, prompt of 16, random rewards (no group without variance: nothing to skip), one update a step
-    natural-*   the same, but a completion ends by itself (one of 32 symbols is the end token: 25 tokens in the mean, at most
+    natural-*   the same, but a completion ends by itself (one of 32 symbols is the end token: about 26 tokens in the mean, at most
                 48), and all completions of every second prompt get the same reward, as where it is too easy or too hard
 
 `goal` is what this project wants to reach. TRL runs at its best here: no gradient checkpointing, fused AdamW, no KL term, no logging. Its `forward` holds the
@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-PROMPTS, GROUP, LEARNING_RATE = 16, 8, 3e-4
+PROMPTS, GROUP = 16, 8
 PARTS = ("rollout", "forward", "backward", "rest")
 
 
@@ -43,11 +43,12 @@ class Workload:
     prompt: int = 16                          # tokens
     completion: int = 48
     vocabulary: int = 512
+    learning_rate: float = 1e-8               # random rewards teach nothing, but would drift the lengths apart
     natural: bool = False                     # completions end by themselves; every second prompt's are rewarded alike
 
 
 SIZES = {"1m": (128, 5, 4), "5m": (256, 6, 8), "20m": (512, 6, 8)}  # width, layers, heads
-WORKLOADS = {"lab": Workload(2.0, 2, 2),
+WORKLOADS = {"lab": Workload(2.0, 2, 2, learning_rate=3e-4),
              **{f"fixed-{name}": Workload(1.3, 1, 1, size) for name, size in SIZES.items()},
              **{f"natural-{name}": Workload(2.0, 1, 1, size, vocabulary=32, natural=True) for name, size in SIZES.items()}}
 
@@ -117,7 +118,7 @@ def ours(name: str, task: Any, folder: Path, threads: int) -> Any:
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(20000 + os.getpid() % 20000))
     workload = WORKLOADS[name]
     config = configuration.parse({"rollout": {"prompts": PROMPTS, "group_size": GROUP}, "train": {
-        "steps": 1000, "epochs": workload.epochs, "minibatches": workload.minibatches, "learning_rate": LEARNING_RATE}})
+        "steps": 1000, "epochs": workload.epochs, "minibatches": workload.minibatches, "learning_rate": workload.learning_rate}})
     process.set_up(threads)
     ranks = engine.start()
     policy = Policy(transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), 1.0)
@@ -186,7 +187,7 @@ def make_trl(name: str, task: Any, folder: Path, callback: Any, parts: dict[str,
         output_dir=tempfile.mkdtemp(), use_cpu=True, bf16=False, per_device_train_batch_size=PROMPTS * GROUP // workload.minibatches,
         num_generations=GROUP, steps_per_generation=workload.minibatches, num_iterations=workload.epochs, gradient_accumulation_steps=1,
         max_completion_length=task.max_new_tokens, temperature=1.0, beta=0.0, epsilon=0.2, loss_type="grpo", scale_rewards="group",
-        learning_rate=LEARNING_RATE, lr_scheduler_type="constant", adam_beta1=0.9, adam_beta2=0.99, weight_decay=0.0, max_grad_norm=1.0,
+        learning_rate=workload.learning_rate, lr_scheduler_type="constant", adam_beta1=0.9, adam_beta2=0.99, weight_decay=0.0, max_grad_norm=1.0,
         optim="adamw_torch_fused", gradient_checkpointing=False, shuffle_dataset=False, max_steps=100_000, logging_strategy="no",
         save_strategy="no", report_to="none", disable_tqdm=True, dataloader_num_workers=0, disable_dropout=True)
     trainer = GRPOTrainer(model, reward, args=arguments, train_dataset=data, processing_class=fast, callbacks=[callback])
