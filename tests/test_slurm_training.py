@@ -173,7 +173,7 @@ def test_a_lost_node_leads_to_the_same_record(real, tmp_path, cache, undisturbed
     drive(driven, limit_s=500)
     assert facts(driven) == undisturbed
     trained = attempts(driven, Stage.TRAIN)
-    assert len(trained) == 2 or trained[0].result["restart"] == 1
+    assert len(trained) > 1 or trained[0].result["restart"] == 1  # more than two: srun tried the lost node before Slurm knew
     assert "resumed from" in (trained[-1].folder / "log.out").read_text()
 
 
