@@ -91,10 +91,15 @@ def parallel(folder: str) -> None:
     """Two ranks that hold one engine: what one process draws, and each rank gets its own part."""
     import torch
 
+    from poise_hpc.rollout import vllm_engine
     from poise_hpc.training import engine as training
 
     ranks = training.start()
-    engine, made = _engine(f"{folder}/{ranks.rank}", tensor_parallel=ranks.world)
+    made = model("qwen2")
+    if ranks.rank == 0:
+        made.save_pretrained(folder)
+    torch.distributed.barrier()
+    engine = vllm_engine.engine(Path(folder), "float32", tensor_parallel=ranks.world)
     engine.load_weights(made)
     prompts, keys = [[2, 3, 4], [5, 6, 7, 8, 2], [3, 3]], [1, 2, 3]
     mine = slice(0, 2) if ranks.rank == 0 else slice(2, 3)
