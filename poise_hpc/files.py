@@ -32,7 +32,7 @@ def write_atomic(path: Path, data: bytes | str, *, sync: bool = True) -> None:
                 f.flush()
                 os.fsync(f.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException:  # a full disk or Ctrl-C: nothing is left behind, and nothing is swallowed
         temporary.unlink(missing_ok=True)
         raise
 
