@@ -165,6 +165,10 @@ LINGER_S = 120.0  # an ended attempt's job that still runs: srun and submitit ne
 GIVE_UP_S = 600.0  # a queue that does not empty, or a scheduler that does not answer, when the campaign is over
 
 
+class Refused(PoiseError):
+    """sbatch will not take such a job, today or tomorrow."""
+
+
 class SlurmCluster:
     """Jobs through submitit's SlurmExecutor. It only renders and submits: its own status queries are per job, unbounded,
     and latch transient states as final. `scheduler.Queue` asks instead."""
@@ -194,11 +198,20 @@ class SlurmCluster:
 
     def submit(self, attempts: Sequence[Path], name: str, stage: str, ranks: int) -> list[dict[str, Any]] | None:
         """None: not now. The attempts stay announced; `find` tells whether sbatch created the job all the same."""
+        avoid = sorted({node for attempt in attempts for node in (files.read_json(attempt / "job.json") or {}).get("avoid", ())})
+        try:
+            return self._submit(attempts, name, stage, ranks, avoid)
+        except Refused as refused:
+            if avoid:  # there may be no others: better one of these than none
+                return self._submit(attempts, name, stage, ranks, [])
+            raise refused
+
+    def _submit(self, attempts: Sequence[Path], name: str, stage: str, ranks: int, avoid: list[str]) -> list[dict[str, Any]] | None:
         import submitit
 
         if self.clock() < self._not_before:  # the scheduler went away between two batches of one step
             return None
-        executor = self._executor(attempts[0], name, stage, ranks)
+        executor = self._executor(attempts[0], name, stage, ranks, avoid)
         try:
             with _clean_environment():
                 if len(attempts) == 1:
@@ -212,26 +225,27 @@ class SlurmCluster:
         except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
             text = " ".join(str(error).split())
             if not NOT_NOW.search(text):
-                raise PoiseError(f"sbatch refused {name}: {text[-600:]}. Correct the site file; `poise-hpc run --site FILE` takes the new one") from None
+                raise Refused(f"sbatch refused {name}: {text[-600:]}. Correct the site file; `poise-hpc run --site FILE` takes the new one") from None
             self._not_before = self.clock() + self._patience_s
             self._patience_s = min(2 * self._patience_s, 600.0)
             return None
         self._patience_s = 15.0
-        return [{"job_id": job.job_id, "executor": "slurm", "time": self.clock()} for job in submitted]
+        avoided = {"avoided": avoid} if avoid else {}
+        return [{"job_id": job.job_id, "executor": "slurm", "time": self.clock(), **avoided} for job in submitted]
 
     def script(self, attempt: Path, name: str, stage: str, ranks: int) -> str:
         """The sbatch text that `submit` would hand over."""
         executor = self._executor(attempt, name, stage, ranks)
         return executor._make_submission_file_text(executor._submitit_command_str, "dry-run")
 
-    def _executor(self, attempt: Path, name: str, stage: str, ranks: int) -> Any:
+    def _executor(self, attempt: Path, name: str, stage: str, ranks: int, avoid: Sequence[str] = ()) -> Any:
         import submitit
 
         try:
             executor = submitit.SlurmExecutor(folder=_folder(attempt), python=sites.python_command(self.site))
         except RuntimeError as error:
             raise PoiseError(f"{error} Slurm's commands are not on PATH: work on a login node, or use a site file with scheduler: local") from None
-        executor.update_parameters(job_name=name, **sites.sbatch_parameters(self.site, str(stage), ranks))
+        executor.update_parameters(job_name=name, **sites.sbatch_parameters(self.site, str(stage), ranks, avoid))
         return executor
 
     # --- what has become of them

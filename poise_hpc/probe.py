@@ -119,7 +119,7 @@ def all_reduce(me: jobs.Place) -> dict[str, Any]:
     from torch import distributed
 
     cuda, begun = torch.cuda.is_available(), time.monotonic()
-    distributed.init_process_group("nccl" if cuda else "gloo", init_method=f"tcp://{me.head or '127.0.0.1'}:{jobs.port_of(me)}",
+    distributed.init_process_group("nccl" if cuda else "gloo", init_method=f"tcp://{me.nodes[0] if me.nodes else '127.0.0.1'}:{jobs.port_of(me)}",
                                    rank=me.rank, world_size=me.ranks, timeout=timedelta(seconds=120))
     one = torch.ones(1, device="cuda" if cuda else "cpu")
     distributed.all_reduce(one)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -156,8 +157,9 @@ def use(site: Site, stage: str) -> Use:
     return getattr(site.stages, stage)
 
 
-def sbatch_parameters(site: Site, stage: str, ranks: int = 1) -> dict[str, Any]:
-    """Arguments of submitit's `SlurmExecutor.update_parameters` for a job of `stage` with `ranks` processes.
+def sbatch_parameters(site: Site, stage: str, ranks: int = 1, avoid: Sequence[str] = ()) -> dict[str, Any]:
+    """Arguments of submitit's `SlurmExecutor.update_parameters` for a job of `stage` with `ranks` processes, on other nodes
+    than `avoid`.
 
     The walltime is an int: submitit's signal handler calculates with it.
     """
@@ -172,7 +174,7 @@ def sbatch_parameters(site: Site, stage: str, ranks: int = 1) -> dict[str, Any]:
     extra |= {"requeue" if site.requeue else "no-requeue": True} | ({"reservation": site.reservation} if site.reservation else {})
     found = {
         "partition": ",".join(partitions) or None, "account": site.account, "qos": asked.qos or site.qos,
-        "constraint": site.constraint, "exclude": site.exclude, "exclusive": site.exclusive or None,
+        "constraint": site.constraint, "exclude": ",".join(filter(None, [site.exclude, *avoid])) or None, "exclusive": site.exclusive or None,
         "time": asked.time_min, "nodes": nodes, "ntasks_per_node": tasks, "cpus_per_task": cpus,
         "mem": _memory(site, tasks * share), **_gpus(site, asked, tasks * share),
         "signal_delay_s": site.signal_lead_s, "array_parallelism": site.max_parallel, "stderr_to_stdout": True,

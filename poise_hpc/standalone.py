@@ -37,7 +37,7 @@ def check(folder: Path) -> dict[str, Any]:
             "kind": str(Stage.CHECK), "package": os.path.abspath(folder), "config": config.dump(), "threads": 1, "ranks": 1,
             "limits": limits(config, Stage.CHECK, [])})
         # Also inside a Slurm allocation, whose variables would make this one rank of many.
-        jobs.run_attempt(str(attempt), jobs.Place(0, 1, 0, f"pid-{os.getpid()}", 0, None))
+        jobs.run_attempt(str(attempt), jobs.Place(0, 1, 0, f"pid-{os.getpid()}", 0))
         result = files.read_json(attempt / "result.json")
         listed = files.read_json(attempt / "checks.json") or {}
         return {"package": str(folder), "outcome": result["outcome"], "cause": result["cause"], "message": result["message"],
@@ -116,7 +116,7 @@ def _lead(given: argparse.Namespace, me: jobs.Place) -> int:
     out = Path(os.path.abspath(given.out))
     earlier = sorted((out / "attempts").glob(f"{given.what}-s{given.seed}-*"), key=lambda p: p.stat().st_mtime)
     cache = os.path.abspath(given.cache_dir)
-    prepared = _attempt(out / "attempts" / f"prepare-{time.time_ns()}", jobs.Place(0, 1, 0, me.job_id, 0, None), {
+    prepared = _attempt(out / "attempts" / f"prepare-{time.time_ns()}", jobs.Place(0, 1, 0, me.job_id, 0), {
         **_common(config, Stage.PREPARE, 1), "cache_dir": cache, "writable": [cache]})
     if prepared["outcome"] != Outcome.SUCCEEDED:
         return _end(prepared)
@@ -129,7 +129,7 @@ def _lead(given: argparse.Namespace, me: jobs.Place) -> int:
     attempt = out / "attempts" / f"{given.what}-s{given.seed}-{time.time_ns()}"
     attempt.mkdir(parents=True)
     files.write_json(out / f"job-{me.job_id}-{me.restart}.json", {"attempt": str(attempt), "spec": spec})  # the other ranks wait for it
-    result = _attempt(attempt, me if given.what == "train" else jobs.Place(0, 1, 0, me.job_id, 0, None), spec)
+    result = _attempt(attempt, me if given.what == "train" else jobs.Place(0, 1, 0, me.job_id, 0), spec)
     if result["outcome"] == Outcome.SUCCEEDED:
         _finish(given.what, out, attempt, config, result["payload"])
     return _end(result)

@@ -174,6 +174,26 @@ def test_held_after_the_limit_and_retried_by_a_person(undisturbed, tmp_path):
     assert len(archive_of(root)) == 5
 
 
+def test_repeats_wait_longer_each_time_and_avoid_the_nodes_of_the_failures(tmp_path):
+    """The first repeat is at once, the second after 60 s, the third after 120."""
+    at, nodes = {}, iter([["n1"], ["n3", "n2"], ["n2"]])
+
+    def work(attempt, job):
+        if (job["kind"], job["candidate"]) != ("train", "c0001"):
+            return noop_work(attempt, job)
+        at[job["attempt"]] = driven.clock.now, job["avoid"]
+        if job["attempt"] <= 3:
+            return {"outcome": Outcome.INFRA_ERROR, "cause": "node-fail", "message": "", "payload": {}, "suspects": next(nodes)}
+        return noop_work(attempt, job)
+
+    root = campaign(tmp_path / "c", search={"candidates": 1, "train_seeds": [0]}).root
+    driven = controller(root, InlineCluster(work))
+    finish(driven)
+    waits = [at[n + 1][0] - at[n][0] for n in (1, 2, 3)]
+    assert waits[0] < 10 and 60 <= waits[1] < 90 and 120 <= waits[2] < 150
+    assert [avoid for _, avoid in at.values()] == [[], ["n1"], ["n1", "n2", "n3"], ["n1", "n2", "n3"]]
+
+
 def test_a_failure_after_progress_does_not_count(tmp_path):
     """Twelve deaths, each one step further than the last: not stuck, so not held."""
     def work(attempt, job):

@@ -158,7 +158,7 @@ def test_a_probe_of_one_node_answers_everything(tmp_path, monkeypatch):
     rebuild(tmp_path)
     files.write_json(tmp_path / "asked.json", {"config": config.Config().dump()})
     monkeypatch.setenv("POISE_JOB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(probe.jobs, "place", lambda: Place(0, 1, 0, "7", 0, "127.0.0.1"))
+    monkeypatch.setattr(probe.jobs, "place", lambda: Place(0, 1, 0, "7", 0, ("127.0.0.1",)))
     probe.main(tmp_path)
     said = json.loads((tmp_path / "node-0.json").read_text())
     assert {k: v for k, v in said.items() if isinstance(v, dict) and "error" in v} == {}

@@ -168,7 +168,7 @@ def test_a_job_that_starts_after_the_end_does_nothing(tmp_path):
 
 
 def place(job_id: str, restart: int = 0, rank: int = 0) -> jobs.Place:
-    return jobs.Place(rank, 2, rank, job_id, restart, None)
+    return jobs.Place(rank, 2, rank, job_id, restart)
 
 
 def test_claims_go_by_job_and_restart(tmp_path):
@@ -191,6 +191,30 @@ def test_ranks_of_a_twin_job_do_not_start(tmp_path):
     assert jobs.claimed_by_my_job(tmp_path, place("1", rank=1))
     assert not jobs.claimed_by_my_job(tmp_path, place("2", rank=1))
     assert not jobs.claimed_by_my_job(tmp_path, place("1", restart=1, rank=1), patience_s=0.3)  # its rank 0 is not there
+
+
+# --- nodes
+
+@pytest.mark.parametrize(("nodelist", "expected"), [
+    ("n1", ["n1"]), ("gpu[03-05,9],x", ["gpu03", "gpu04", "gpu05", "gpu9", "x"]), ("127.0.1.[1-2]", ["127.0.1.1", "127.0.1.2"]),
+    ("r[1-2]n[08-09]-ib,login", ["r1n08-ib", "r1n09-ib", "r2n08-ib", "r2n09-ib", "login"])])
+def test_slurms_node_lists(nodelist, expected):
+    assert list(jobs.hosts(nodelist)) == expected
+
+
+@pytest.mark.parametrize(("nodes", "failed", "expected"), [
+    (("a", "b"), [0, 1], ["b"]),              # the ranks of b say nothing
+    (("a", "b"), [2, 0, 1, 3], ["b"]),        # all have spoken: rank 2 first
+    (("a", "b", "c", "d"), [0, 2], ["b", "d"]),
+    (("a", "b"), [0, 2, 3], ["a"]),           # a rank beside this one
+    (("a",), [0, 1, 2, 3], ["a"])])
+def test_which_nodes_are_to_be_avoided(tmp_path, monkeypatch, nodes, failed, expected):
+    """Four ranks, two or one or four to a node; those of `failed` have left an outcome, in this order."""
+    monkeypatch.setattr(jobs, "LAST_WORDS_S", 0.0)
+    for age, rank in enumerate(failed):
+        files.write_json(tmp_path / f"outcome-{rank}.json", {"outcome": "infra_error", "restart": 0})
+        os.utime(tmp_path / f"outcome-{rank}.json", (1000 + age, 1000 + age))
+    assert jobs.Supervisor({"limits": {}}, tmp_path, jobs.Place(0, 4, 0, "1", 0, nodes))._suspects() == expected
 
 
 # --- walls
@@ -312,6 +336,6 @@ def test_a_requeued_jobs_own_stale_cache_stays(tmp_path):
 
 
 def test_ranks_meet_at_one_port_that_no_outgoing_connection_takes():
-    ports = {(id, restart): {jobs.port_of(jobs.Place(rank, 4, rank % 2, str(id), restart, "n1")) for rank in range(4)} for id in range(500) for restart in (0, 1)}
+    ports = {(id, restart): {jobs.port_of(jobs.Place(rank, 4, rank % 2, str(id), restart, ("n1", "n2"))) for rank in range(4)} for id in range(500) for restart in (0, 1)}
     assert all(len(found) == 1 and 20000 <= min(found) < 32000 for found in ports.values())
     assert sum(ports[id, 0] != ports[id, 1] for id in range(500)) >= 499

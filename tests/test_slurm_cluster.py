@@ -489,6 +489,18 @@ def test_one_job_and_an_array(slurm, tmp_path, sbatch):
     assert "#SBATCH --array=0-2%3" in (tmp_path / "bin" / "last.sh").read_text()  # never more at a time than there are
 
 
+@pytest.mark.parametrize("others", [True, False])
+def test_a_repeat_avoids_the_nodes_of_the_failures_if_there_are_others(slurm, tmp_path, sbatch, others):
+    refuse = "" if others else """grep -q -e '--exclude=.*n2' "${@: -1}" && echo 'Requested node configuration is not available' >&2 && exit 1"""
+    sbatch(f'cp "${{@: -1}}" "$(dirname "$0")/last.sh"; {refuse}\necho Submitted batch job 41')
+    (attempt,) = attempts(tmp_path, 1)
+    scheduler.files.write_json(attempt / "job.json", {"avoid": ["n2", "n5"]})
+    (answer,) = cluster(slurm, exclude="bad[1-2]").submit([attempt], PREFIX + "x", "check", 1)
+    text = (tmp_path / "bin" / "last.sh").read_text()
+    assert f"#SBATCH --exclude=bad[1-2]{',n2,n5' * others}\n" in text.replace("'", "")
+    assert answer["job_id"] == "41" and answer.get("avoided", []) == ["n2", "n5"] * others
+
+
 def test_a_job_inherits_neither_keys_nor_the_shape_of_the_controllers_own_job(slurm, tmp_path, sbatch, monkeypatch):
     sbatch('env >"$(dirname "$0")/env"; echo Submitted batch job 41')
     for name, value in {"OPENAI_API_KEY": "k", "SLURM_MEM_PER_NODE": "9", "SBATCH_ACCOUNT": "x", "SUBMITIT_EXECUTOR": "y", "SLURM_CONF": "/c"}.items():
