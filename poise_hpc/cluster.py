@@ -158,7 +158,8 @@ class InlineCluster:
 
 # sbatch's words for "not now": the same submission may succeed later. Everything else is a wrong request.
 NOT_NOW = re.compile(r"unable to contact slurm controller|timed? ?-?out|temporar|try again|submitjob|transport endpoint|connection refused|"
-                     r"zero bytes|slurm_persist|partition not available|currently disabled|job limit", re.IGNORECASE)
+                     r"zero bytes|slurm_persist|partition not available|(currently|presently) disabled|job limit|standby mode|authenticat|munge|"
+                     r"communication|message (send|receive)|unexpected message|i/o error", re.IGNORECASE)
 
 
 LINGER_S = 120.0  # an ended attempt's job that still runs: srun and submitit need seconds
@@ -181,6 +182,7 @@ class SlurmCluster:
         self.slots = site.max_submit
         self.queue = Queue(prefix, site.poll_s, site.result_lag_s, call, clock, tell)
         self._not_before, self._patience_s = 0.0, 15.0  # after "not now"
+        self._array = site.max_array                    # elements of one array now: fewer where a submit limit is near
         self._over_since: float | None = None           # all attempts have ended
         self._lingering: dict[str, float] = {}          # job id -> since when it is known to run for an attempt that has ended
 
@@ -193,7 +195,7 @@ class SlurmCluster:
         groups: dict[tuple[str, str], list[Any]] = {}
         for candidate, unit in wanted:
             groups.setdefault((candidate.id, candidate.stage), []).append((candidate, unit))
-        size = self.site.max_array
+        size = self._array
         return [group[i:i + size] for group in groups.values() for i in range(0, len(group), size)]
 
     def submit(self, attempts: Sequence[Path], name: str, stage: str, ranks: int) -> list[dict[str, Any]] | None:
@@ -226,10 +228,11 @@ class SlurmCluster:
             text = " ".join(str(error).split())
             if not NOT_NOW.search(text):
                 raise Refused(f"sbatch refused {name}: {text[-600:]}. Correct the site file; `poise-hpc run --site FILE` takes the new one") from None
+            self._array = max(1, len(attempts) // 2)
             self._not_before = self.clock() + self._patience_s
             self._patience_s = min(2 * self._patience_s, 600.0)
             return None
-        self._patience_s = 15.0
+        self._patience_s, self._array = 15.0, min(2 * self._array, self.site.max_array)
         avoided = {"avoided": avoid} if avoid else {}
         return [{"job_id": job.job_id, "executor": "slurm", "time": self.clock(), **avoided} for job in submitted]
 

@@ -515,7 +515,9 @@ NOT_NOW = ["Batch job submission failed: Unable to contact slurm controller (con
            "Batch job submission failed: Socket timed out on send/recv operation", "Slurm temporarily unable to accept job, sleeping and retrying",
            "AssocMaxSubmitJobLimit. Batch job submission failed: Job violates accounting/QOS policy (job submit limit, ...)",
            "QOSMaxSubmitJobPerUserLimit", "Batch job submission failed: Resource temporarily unavailable",
-           "Batch job submission failed: Required partition not available (inactive or drain)", "Zero Bytes were transmitted or received"]
+           "Batch job submission failed: Required partition not available (inactive or drain)", "Zero Bytes were transmitted or received",
+           "Slurm backup controller in standby mode", "Protocol authentication error", "Communication connection failure",
+           "Message send failure", "Requested operation is presently disabled", "I/O error writing script"]
 
 
 @pytest.mark.parametrize("said", NOT_NOW)
@@ -533,6 +535,22 @@ def test_not_now_waits_longer_each_time(slurm, tmp_path, sbatch, said):
         slurm.now += 1
     sbatch("echo Submitted batch job 41")
     assert fake.submit(attempts(tmp_path, 1), PREFIX + "x", "check", 1) and fake.batches(wanted) == [wanted]
+
+
+def test_a_submit_limit_makes_arrays_smaller_until_one_fits(slurm, tmp_path, sbatch):
+    """An array counts as all its elements: one larger than the limit would never be taken."""
+    class C:
+        id, stage = "c0001", "train"
+
+    sbatch("""grep -qE -e '--array=0-([2-9]|[0-9]{2})' "${@: -1}" && echo QOSMaxSubmitJobPerUserLimit >&2 && exit 1\necho Submitted batch job 41""")
+    fake, wanted, sizes = cluster(slurm, max_array=8), [(C, f"s{i}") for i in range(7)], []
+    while wanted:
+        (batch, *_), slurm.now = fake.batches(wanted), slurm.now + 1
+        sizes.append(len(batch))
+        if fake.submit(attempts(tmp_path, len(batch)), PREFIX + "x", "train", 1):
+            wanted = wanted[len(batch):]
+        slurm.now += 600
+    assert sizes == [7, 3, 1, 2, 4, 2, 2]
 
 
 def test_after_not_now_the_other_batches_of_the_step_are_not_tried(slurm, tmp_path, sbatch):
