@@ -82,6 +82,8 @@ class Controller:
             return True
         blocked, baseline = self.thinking.blocked, self.active.get(BASELINE_ID)
         stuck = baseline is not None and baseline.stage == Stage.HELD
+        if self.in_flight():
+            return False
         return self.home.stage == Stage.ARCHIVED and bool(self.stop_proposing or self.proposing.waiting or blocked) and all(
             c.stage in RESTING or (blocked and c.stage in THINKING) or (stuck and c.stage == Stage.REFLECT) for c in self.active.values())
 

@@ -26,7 +26,8 @@ from .types import Outcome
 
 POLL_S = 0.2
 LAST_WORDS_S = 20.0  # that the other ranks have for their outcomes when one has failed: their supervisors end them after 10
-GRACE_S = 60.0     # between a stop signal and the kill: one training step and a checkpoint fit
+GRACE_S = 60.0     # between a stop signal and the kill, without a site: one training step and a checkpoint must fit
+STOP = "stop.json"  # in an attempt's folder: a person wants its job to save and end
 FILE_GB = 64.0
 BEAT, STALE_CACHE_S = ".poise-beat", 24 * 3600.0  # a job's caches on a node, and how long they may go without its heartbeat
 FATAL = tuple(-number for number in (signal.SIGSEGV, signal.SIGFPE, signal.SIGABRT, signal.SIGBUS, signal.SIGILL))  # as exit codes
@@ -88,6 +89,11 @@ def run_attempt(attempt_dir: str, me: Place | None = None) -> str:
         return "another job has claimed this attempt"
     if (attempt / "result.json").exists():
         return "this attempt has ended already"
+    if (attempt / STOP).exists():
+        if me.rank == 0:
+            files.create_exclusive(attempt / "result.json", _end(Outcome.PREEMPTED, "cancelled", "a person stopped it before it began")
+                                   | {"run_seconds": 0.0, "ranks": me.ranks, "job_id": me.job_id, "restart": me.restart})
+        return "a person has stopped this attempt"
     try:
         return Supervisor(job, attempt, me).run()
     except (OSError, subprocess.SubprocessError) as error:  # the machine's: a full disk, an unwritable cache, no such program
@@ -132,6 +138,7 @@ class Supervisor:
         self.started = time.monotonic()  # durations by this node's own count: clocks are set, and differ between nodes and file server
         self.progress_seen, self.progress_at = 0, self.started  # modification time of progress.json, and when it last changed
         self.stop_signal_at: float | None = None
+        self.grace_s = float(os.environ.get("POISE_JOB_GRACE_S", GRACE_S))  # the site's warning time, less what Slurm needs
         self.fenced = False
         # The node's caches of this job; its first rank there looks after them.
         self.cache = os.environ.get("POISE_JOB_CACHE", "") if me.local_rank == 0 else ""
@@ -243,6 +250,8 @@ class Supervisor:
                 if self.cache:
                     with suppress(OSError):  # a full node disk is the worker's to report
                         Path(self.cache, BEAT).touch()
+                if (self.attempt / STOP).exists():
+                    self._on_stop(0, None)
                 if kill_at is None and self._other_rank_failed():
                     kill_at = now + 10.0    # a collective without it never ends; time to write an own outcome
                 if not ended and now - self.started > self.limits["seconds"]:
@@ -254,7 +263,7 @@ class Supervisor:
                     kill_at = now + 2.0
             if self.stop_signal_at is not None and not passed_on:
                 worker.send_signal(signal.SIGUSR1)
-                passed_on, kill_at = True, kill_at or now + GRACE_S
+                passed_on, kill_at = True, kill_at or now + self.grace_s
             if kill_at is not None and now >= kill_at:
                 _kill(worker)
             time.sleep(POLL_S)

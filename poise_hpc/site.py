@@ -31,6 +31,7 @@ Tuple = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) el
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1",
            "DO_NOT_TRACK": "1"}
 SECRET = {"KEY", "TOKEN", "SECRET", "PASSWORD", "CREDENTIAL", "CREDENTIALS"}
+RESERVE_S = 20  # of the warning time: a job that was ended because it did not end still has to say so
 EARLY_S = 60  # Slurm sends the warning signal up to a minute early (sbatch(1), --signal)
 # sbatch options that the site's own fields, or the framework, decide.
 OWNED = {"account": "account", "array": None, "chdir": None, "constraint": "constraint", "cpus-per-task": "cpus_per_rank",
@@ -203,6 +204,8 @@ def setup_lines(site: Site) -> list[str]:
     return [*site.setup,
             f'export POISE_JOB_CACHE="{site.cache_dir}"',
             'mkdir -p -m 700 "$POISE_JOB_CACHE"',
+            f"export POISE_JOB_GRACE_S={site.signal_lead_s - RESERVE_S}",
+            f"export POISE_JOB_VARIABLES={shlex.quote(' '.join(site.environment))}",
             *(f'export {name}="$POISE_JOB_CACHE/{folder}"' for name, folder in CACHES.items()),
             *(f"export {name}={shlex.quote(value)}" for name, value in (OFFLINE | site.environment).items())]
 

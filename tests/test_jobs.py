@@ -108,10 +108,26 @@ def test_a_stop_signal_lets_the_worker_save(tmp_path, number):
     assert (result["outcome"], result["cause"]) == (Outcome.PREEMPTED, "stopped") and "after tick" in result["message"]
 
 
-def test_who_does_not_stop_is_killed_and_resumable(tmp_path, monkeypatch):
+def test_a_word_in_the_folder_stops_a_job_without_the_scheduler(tmp_path):
+    attempt = h.write_job(tmp_path / "a", "works_until_stopped")
+    process = start(attempt)
+    until((attempt / "progress.json").exists, "no progress")
+    files.create_exclusive(attempt / jobs.STOP, {})
+    result = ended(process, attempt)
+    assert (result["outcome"], result["cause"]) == (Outcome.PREEMPTED, "stopped")
+
+
+def test_a_job_that_was_stopped_before_it_began_does_nothing(tmp_path):
+    attempt = h.write_job(tmp_path / "a", "nothing")
+    files.create_exclusive(attempt / jobs.STOP, {})
+    result = ended(start(attempt), attempt)
+    assert (result["outcome"], result["cause"], result["run_seconds"]) == (Outcome.PREEMPTED, "cancelled", 0.0)
+    assert not (attempt / "log.out").exists()
+
+
+def test_who_does_not_stop_within_the_sites_warning_is_killed_and_resumable(tmp_path):
     attempt = h.write_job(tmp_path / "a", "ignores_the_stop")
-    process = subprocess.Popen([sys.executable, "-c", "import sys; from poise_hpc import jobs; jobs.GRACE_S = 1.0; jobs.run_attempt(sys.argv[1])",
-                                str(attempt)], env=os.environ | {"PYTHONPATH": os.pathsep.join([h.HERE, os.environ.get("PYTHONPATH", "")])})
+    process = start(attempt, POISE_JOB_GRACE_S="1")
     until((attempt / "progress.json").exists, "no progress")
     process.send_signal(signal.SIGTERM)
     result = ended(process, attempt)
@@ -222,10 +238,12 @@ def test_which_nodes_are_to_be_avoided(tmp_path, monkeypatch, nodes, failed, exp
 def test_no_secret_of_the_environment_reaches_the_worker(tmp_path):
     attempt = h.write_job(tmp_path / "a", "environment")
     secrets = {"OPENAI_API_KEY": "s3cret", "HF_TOKEN": "s3cret", "AWS_SECRET_ACCESS_KEY": "s3cret", "TORCH_PASSWORD": "s3cret",
-               "https_proxy": "http://u:s3cret@proxy", "FAVOURITE": "s3cret"}
+               "https_proxy": "http://u:s3cret@proxy", "FAVOURITE": "s3cret", "SITE_KEY": "s3cret"}
+    secrets |= {"POISE_JOB_VARIABLES": "LIBRARY_PATH SITE_KEY", "LIBRARY_PATH": "/site/lib"}  # what a site file sets
     assert ended(start(attempt, OMP_NUM_THREADS="7", **secrets), attempt)["outcome"] == Outcome.SUCCEEDED
     env = h.said(attempt)
     assert "s3cret" not in str(env)
+    assert env["LIBRARY_PATH"] == "/site/lib"
     assert env["OMP_NUM_THREADS"] == "1" and env["HOME"] == env["TMPDIR"] == str(attempt / "tmp") and env["HF_HUB_OFFLINE"] == "1"
 
 
@@ -290,7 +308,7 @@ def test_a_full_disk_is_an_infrastructure_error(tmp_path):
         assert result is None or (result["outcome"] == Outcome.INFRA_ERROR and "No space left" in result["message"])
         assert (attempt / "result.json").exists() or not list(attempt.glob("result*"))  # whole or not at all
     finally:
-        subprocess.run(["umount", str(disk)], check=True)
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
 def _read(path: Path) -> str:

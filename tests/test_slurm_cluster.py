@@ -432,7 +432,7 @@ def test_cancel_sees_what_was_submitted_a_moment_ago(slurm, tmp_path):
 
 def test_cancel_says_when_nothing_was_cancelled(slurm, tmp_path):
     slurm.queue = SchedulerSilent("down")
-    with pytest.raises(PoiseError, match="no job was cancelled"):
+    with pytest.raises(PoiseError, match="squeue does not answer"):
         cluster(slurm).cancel([job(tmp_path)])
     cluster(slurm).cancel([])  # nothing to cancel needs no scheduler
 
@@ -477,6 +477,14 @@ def attempts(folder: Path, count: int) -> list[Path]:
     for path in found:
         path.mkdir(parents=True, exist_ok=True)
     return found
+
+
+def test_sbatch_that_hangs_is_left_alone(slurm, tmp_path, sbatch, monkeypatch):
+    """The scheduler may have taken the job: it is looked up by its name before another is submitted."""
+    monkeypatch.setattr("poise_hpc.cluster.SBATCH_S", 0.3)
+    sbatch("sleep 60")
+    fake = cluster(slurm)
+    assert fake.submit(attempts(tmp_path, 1), PREFIX + "x", "check", 1) is None and fake.batches([("c", "")]) == []
 
 
 def test_one_job_and_an_array(slurm, tmp_path, sbatch):
