@@ -33,7 +33,7 @@ def test_examples_are_those_expected():
     assert EXAMPLES == ["apptainer_scavenger", "cpu_only", "gpu_account", "gres_modules", "local", "virtual"]
 
 
-@pytest.mark.parametrize("stage", ["train", "check"])
+@pytest.mark.parametrize("stage", ["train", "check", "controller", "serve"])
 @pytest.mark.parametrize("name", [name for name in EXAMPLES if name != "local"])
 def test_examples_render_to_the_golden_text(name: str, stage: str):
     found = site.load(SITES / f"{name}.yaml")
@@ -57,7 +57,9 @@ def refusal(data: Any) -> str:
     ({"stages": {"trian": {"time_min": 60}}}, "did you mean 'stages.train'?"),
     ({"stages": {"train": {"time_min": 0}}}, "'stages.train.time_min': input should be greater than or equal to 1, got 0"),
     ({"stages": {"train": {"time_min": "4:00:00"}}}, "'stages.train.time_min': input should be a valid integer, got '4:00:00'"),
-    ({"stages": {"train": {}}}, "'stages.train.time_min' is missing"),
+    ({"stages": {"train": 60}}, "'stages.train'"),
+    ({"stages": {"train": {"constraint": "a b"}}}, "'stages.train.constraint"),
+    ({"stages": {"check": {"cpus": 0}}}, "'stages.check.cpus'"),
     ({"account": 4711}, "'account': input should be a valid string, got 4711"),
     ({"account": "a b"}, "'account'"),
     ({"constraint": "a\n#SBATCH --uid=0"}, "'constraint'"),
