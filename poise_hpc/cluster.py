@@ -222,7 +222,7 @@ class SlurmCluster:
         executor = self._executor(attempts[0], name, stage, ranks, len(attempts), avoid)
         _folder(attempts[0]).mkdir(exist_ok=True)
         try:
-            with _clean_environment():
+            with clean_environment():
                 job = executor._submit_command(executor._submitit_command_str)
         except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
             text = " ".join(str(error).split())
@@ -365,7 +365,7 @@ class _without_secrets:
         os.environ.update(self.hidden)
 
 
-class _clean_environment(_without_secrets):
+class clean_environment(_without_secrets):
     """A controller that is itself a job must not hand its own allocation on: sbatch would mix it into the new job's."""
 
     def hides(self, name: str, secret: tuple[str, ...]) -> bool:

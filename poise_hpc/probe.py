@@ -31,6 +31,8 @@ def main(folder: Path) -> int:
         "scratch": scratch, "walls": walls, "problems": lambda: problems(asked["config"]), "gpus": gpus, "all_reduce": lambda: all_reduce(me),
     }.items():
         report[name] = answer(question)
+    if asked["config"]["search"]["proposer"] == "llm":
+        report["endpoint"] = answer(lambda: endpoint(asked["config"]["agent"]))
     if me.local_rank == 0:
         jobs.remove_caches(os.environ.get("POISE_JOB_CACHE", ""))
     files.write_json(folder / f"node-{me.rank}.json", report)
@@ -105,6 +107,17 @@ def problems(config: dict[str, Any]) -> bool:
     for benchmark in parsed.evaluate.benchmarks.values():
         task.problems(benchmark.split, parsed.evaluate.purpose, benchmark.problems)
     return True
+
+
+def endpoint(agent: dict[str, Any]) -> str:
+    """The LLM endpoint's host takes connections from here. Nothing is asked: no key is on a node."""
+    from urllib.parse import urlsplit
+
+    path = agent["base_url_file"]
+    url = urlsplit(Path(path).expanduser().read_text().strip() if path else agent["base_url"])
+    place = url.hostname or "", url.port or (443 if url.scheme == "https" else 80)
+    socket.create_connection(place, timeout=10).close()
+    return f"{place[0]}:{place[1]}"
 
 
 def gpus() -> list[str]:

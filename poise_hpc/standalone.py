@@ -48,6 +48,7 @@ def submissions(root: Path, config: Config, site_file: Path | None, keeper: Path
     """What each stage's submission of a campaign at `root`, there or not, looks like: the exact sbatch text, or the local command.
     Without a site file that of the campaign `keeper` holds. Creates nothing."""
     from . import jobspec
+    from .campaign import Campaign
     from . import site as sites
     from .cluster import SlurmCluster
 
@@ -58,14 +59,15 @@ def submissions(root: Path, config: Config, site_file: Path | None, keeper: Path
         units = jobspec.units(config, stage)
         if not units:  # the training job evaluates
             continue
-        home = jobspec.HOME if stage is Stage.PREPARE else "candidates/cNNNN"
-        attempt = Path(os.path.abspath(root)) / home / "attempts" / jobspec.attempt_name(stage, units[0], 1)
+        owner = jobspec.HOME if stage is Stage.PREPARE else "cNNNN"
+        folder = Path(os.path.abspath(root)) / (owner if stage is Stage.PREPARE else f"candidates/{owner}")
+        attempt = folder / "attempts" / jobspec.attempt_name(stage, units[0], 1)
         if site.scheduler == "local":
             scripts[str(stage)] = f"# on this host: {jobspec.ranks(config, stage)} process(es) of jobs.run_attempt({str(attempt)!r})"
         else:
-            with tempfile.TemporaryDirectory() as scratch:  # submitit makes the folder that it is told
-                text = SlurmCluster(site, "poise-").script(Path(scratch), f"poise-{attempt.name}", stage, jobspec.ranks(config, stage))
-                scripts[str(stage)] = text.replace(scratch, str(attempt))
+            prefix = jobspec.job_prefix(Campaign.open(root)) if (root / "campaign.json").exists() else f"poise-{Path(root).name}-CREATED-"
+            scripts[str(stage)] = SlurmCluster(site, prefix).script(attempt, f"{prefix}{owner}-{attempt.name}", stage, jobspec.ranks(config, stage),
+                                                                    min(len(units), site.max_array))
     return {"campaign": str(root), "scripts": scripts}
 
 

@@ -9,7 +9,7 @@ import pytest
 import submitit
 from helpers_campaign import campaign
 
-from poise_hpc import jobs, jobspec, scheduler, site
+from poise_hpc import jobs, jobspec, scheduler, site, standalone
 from poise_hpc.cluster import SlurmCluster
 from poise_hpc.scheduler import FINAL, Gone, SchedulerSilent, Submitted, elements
 from poise_hpc.types import Outcome, PoiseError
@@ -507,6 +507,19 @@ def test_a_repeat_avoids_the_nodes_of_the_failures_if_there_are_others(slurm, tm
     text = (tmp_path / "bin" / "last.sh").read_text()
     assert f"#SBATCH --exclude=bad[1-2]{',n2,n5' * others}\n" in text.replace("'", "")
     assert answer["job_id"] == "41" and answer.get("avoided", []) == ["n2", "n5"] * others
+
+
+def test_a_dry_run_shows_what_sbatch_gets(slurm, tmp_path, sbatch):
+    sbatch('cp "${@: -1}" "$(dirname "$0")/last.sh"; echo Submitted batch job 41')
+    made = campaign(tmp_path / "it's 100 % mine", search={"train_seeds": [0, 1]})
+    made.set_site(Path(__file__).parents[1] / "configs" / "sites" / "gres_modules.yaml")
+    shown = standalone.submissions(made.root, made.config, None, made.root)["scripts"]["train"]
+    folders = [made.candidates / "cNNNN" / "attempts" / f"train-s{seed}-1" for seed in (0, 1)]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    prefix = jobspec.job_prefix(made)
+    SlurmCluster(site.load(made.root / "site.yaml"), prefix, slurm).submit(folders, f"{prefix}cNNNN-train-s0-1", "train", 1)
+    assert (tmp_path / "bin" / "last.sh").read_text() == shown and "--array=0-1%2" in shown
 
 
 def test_a_job_inherits_neither_keys_nor_the_shape_of_the_controllers_own_job(slurm, tmp_path, sbatch, monkeypatch):
