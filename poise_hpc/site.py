@@ -36,7 +36,7 @@ RESERVE_S = 20  # of the warning time: a job that was ended because it did not e
 EARLY_S = 60  # Slurm sends the warning signal up to a minute early (sbatch(1), --signal)
 # sbatch options that the site's own fields, or the framework, decide.
 OWNED = {"account": "account", "array": None, "chdir": None, "constraint": "constraint", "cpus-per-task": "cpus_per_rank",
-         "error": None, "exclude": "exclude", "exclusive": "exclusive", "gpus-per-node": "gpus", "gres": "gpus",
+         "error": None, "exclude": "exclude", "exclusive": "exclusive", "gpus-per-node": "gpus", "gres": "gres",
          "job-name": None, "mem": "mem_gb_per_rank", "no-requeue": "requeue", "nodes": "nodes", "ntasks": "ranks_per_node",
          "ntasks-per-node": "ranks_per_node", "open-mode": None, "output": None, "partition": "partitions", "qos": "qos",
          "requeue": "requeue", "reservation": "reservation", "signal": "signal_lead_s", "time": "stages", "wckey": "wckey"}
@@ -96,6 +96,7 @@ class Site(Section):
     nodes: Positive = 1                     # of one training job, at most
     ranks_per_node: Positive = 1            # processes on one node, at most; with GPUs one each
     gpus: Gpus | None = None
+    gres: Annotated[tuple[Word, ...], Tuple] = ()  # beside GPUs: ["lscratch:100"]
     cpus_per_rank: Positive = 1
     mem_gb_per_rank: Annotated[float, Field(gt=0)] | None = None  # None: the partition's default
     stages: Stages = Stages()
@@ -246,12 +247,14 @@ def _memory(gb: float | None, exclusive: bool) -> str | None:
 
 
 def _gpus(site: Site, asked: Use, count: int) -> dict[str, Any]:
-    if site.gpus is None or not asked.gpu:
-        return {}
-    kind = f"{site.gpus.type}:" if site.gpus.type else ""
-    if site.gpus.request == "gres":
-        return {"gres": f"gpu:{kind}{count}"}
-    return {"gpus_per_node": f"{kind}{count}"}
+    gres, found = list(site.gres), {}
+    if site.gpus is not None and asked.gpu:
+        kind = f"{site.gpus.type}:" if site.gpus.type else ""
+        if site.gpus.request == "gres":
+            gres.insert(0, f"gpu:{kind}{count}")
+        else:
+            found["gpus_per_node"] = f"{kind}{count}"
+    return found | ({"gres": ",".join(gres)} if gres else {})
 
 
 def main(arguments: list[str]) -> int:
