@@ -9,6 +9,7 @@ from .words import named, note, points, refs, section, shade, shades_note, step,
 
 FOREST = 24   # candidates in the plot
 TABLE = 200   # rows
+TALL = 40     # from here on they scroll by themselves
 ROW = 23      # pixels
 
 
@@ -41,7 +42,7 @@ def forest(f: Findings) -> Html | None:
     left = len(f.scored) - len(shown)
     return svg.figure(
         bottom + 42, f"Forest plot: paired differences of {len(shown)} candidates to {f.label}", head, rows, name="forest", caption=[
-            "Filled dot: mean over training seeds. Bar: its 95 % Student t interval; an arrow head says that it goes on. Small dots: the single seeds. "
+            "Filled dot: mean over training seeds. Bar: its 95 % Student t interval; an arrow head says that it goes on, a triangle that all of it lies beyond. Small dots: the single seeds. "
             "Nothing here is corrected for having picked the best. ", shades_note(f),
             f" {left:,} more candidates are in the table." if left else ""])
 
@@ -49,13 +50,14 @@ def forest(f: Findings) -> Html | None:
 def _row(f: Findings, e: EntrySummary, x: svg.Scale, y: float) -> Html:
     s = e.score
     assert s is not None and s.delta is not None
-    seeds = [svg.mark(x.clip(d), y, "seed", f"seed {seed}: {points(d, sign=True)}", 2.2) for seed, d in sorted(f.differences(e).items())]
-    beyond = s.delta < x.low
-    mean = h("path", h("title", tip(e)), d=f"M{svg.px(x(x.low))} {svg.px(y)}l8 -5v10z", class_=f"dot {shade(f, e)}") if beyond else \
-        svg.mark(x(s.delta), y, f"dot {shade(f, e)}", tip(e), 4.6)
-    name = [h("tspan", e.id, class_="id"), "  ", cut(e.name, 30)]
-    return h("g", h("a", svg.label(8, y + 4, name), href=f"#{e.id}") if e.id in f.detailed else svg.label(8, y + 4, name),
-             svg.span(x, *s.delta_ci, y, "interval") if s.delta_ci else None, seeds, mean,
+    if s.delta < x.low:
+        drawn = [h("path", h("title", tip(e)), d=f"M{svg.px(x(x.low))} {svg.px(y)}l8 -5v10z", class_=f"dot {shade(f, e)}")]
+    else:
+        drawn = [*(svg.span(x, *s.delta_ci, y, "interval") if s.delta_ci else []),
+                 *(svg.mark(x(d), y, "seed", f"seed {seed}: {points(d, sign=True)}", 2.2) for seed, d in sorted(f.differences(e).items()) if x.low <= d <= x.high),
+                 svg.mark(x(s.delta), y, f"dot {shade(f, e)}", tip(e), 4.6)]
+    name = svg.label(8, y + 4, [h("tspan", e.id, class_="id"), "  ", cut(e.name, 30)])
+    return h("g", h("a", name, href=f"#{e.id}") if e.id in f.detailed else name, drawn,
              svg.label(svg.WIDTH - 8, y + 4, points(s.delta, s.delta_ci, sign=True), "figure", "end"))
 
 
@@ -67,7 +69,7 @@ def board(f: Findings) -> Html:
     for r in shown:
         e = f.entries[r["id"]]
         rows.append([
-            cell(r["rank"], number=True), cell(named(f, e.id, 44), order=e.id), refs(f, e.parents),
+            cell(r["rank"], number=True), cell(named(f, e.id), order=e.id), refs(f, e.parents),
             cell(points(r["overall"], r["ci"]), number=True, order=r["overall"]),
             cell("–" if e.id == BASELINE_ID else points(r["delta"], r["delta_ci"], sign=True), number=True, order=r["delta"]),
             r["seeds"] or "–", cut(verdict(r), 40),
@@ -75,7 +77,7 @@ def board(f: Findings) -> Html:
     use = f.campaign.config.evaluate.score
     left = len(f.rows) - len(shown)
     return h("div", table(["#Rank", "Candidate", "Parents", f"#Overall ({use})", "#Difference", "#Seeds", "Verdict", *(f"#{m}" for m in measures)],
-                          rows, "Leaderboard", sortable=True, class_="filter"),
+                          rows, "Leaderboard", sortable=True, class_="filter", tall=len(rows) > TALL),
              note(meaning(f), " Benchmarks: mean over seeds at the last evaluation point. Verdict: the reflection's, on the hypothesis, most often against the parent.",
                   f" {left:,} rows are left out; `poise-hpc leaderboard CAMPAIGN` has them all." if left else ""))
 

@@ -30,7 +30,7 @@ def itself(d: Derived) -> EntrySummary | None:
 
 
 def progress_of(d: Derived) -> str:
-    return "" if len(d.entries) >= d.expected else f"in progress: {len(d.entries)} of {d.expected} archived"
+    return "" if len(d.entries) >= d.expected else f"In progress: {len(d.entries)} of {d.expected} archived."
 
 
 def _pairs(f: Findings) -> Html | None:
@@ -62,7 +62,7 @@ def _confirmation(f: Findings, d: Derived, then: EntrySummary | None, now: Entry
     return [named(f, d.candidate) if then else ref(f, d.candidate),
             cell(points(old.delta, old.delta_ci, sign=True) if old else "–", number=True), len(old.by_seed) if old else "–",
             cell(h("strong", points(new.delta, new.delta_ci, sign=True)) if new else "–", number=True), len(d.seeds), points(base),
-            _words(now) or progress_of(d), d.name]
+            _words(now) or progress_of(d), h("span", d.name, class_="whole")]
 
 
 def _words(now: EntrySummary | None) -> str:

@@ -15,7 +15,7 @@ from .markup import Html, cell, cut, h, table
 from .words import count, note, points, refs, section, shade, tip
 
 MECHANISMS = 40   # rows, those of the most candidates
-DOTS = 200        # in a row's strip
+DOTS = 60         # in a row's strip with a title each
 
 
 def outcomes(f: Findings) -> Html:
@@ -127,11 +127,13 @@ def _added(m: Mechanism) -> str:
 
 
 def _strip(f: Findings, m: Mechanism, x: svg.Scale) -> Html:
-    some = m.having if len(m.having) <= DOTS else [m.having[i] for i in np.linspace(0, len(m.having) - 1, DOTS).astype(int)]
-    dots = [svg.mark(x.clip(_delta(e)), 9, f"dot {shade(f, e)}", tip(e), 3) for e in some]
+    if len(m.having) <= DOTS:
+        dots = [svg.mark(x.clip(_delta(e)), 9, f"dot {shade(f, e)}", tip(e), 3) for e in m.having]
+    else:
+        dots = svg.clouds((shade(f, e), (x.clip(_delta(e)), 9)) for e in m.having)
     mean = svg.segment(x.clip(m.with_it), 1, x.clip(m.with_it), 17, "line meanbar") if m.with_it is not None else None
     words = f"{count(len(m.having), 'candidate')} with {cut(m.name, 60)}"
-    return h("svg", h("title", words), svg.segment(x.start, 9, x.end, 9, "grid"), svg.segment(x(0), 1, x(0), 17, "zero"), dots, mean,
+    return h("svg", h("title", words), svg.segment(x.start, 9, x.end, 9, "grid"), svg.segment(x(0), 1, x(0), 17, "zero"), mean, dots,
              viewBox="0 0 260 18", width=260, height=18, role="img", aria_label=words, class_="inline")
 
 

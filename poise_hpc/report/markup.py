@@ -80,15 +80,15 @@ def linked(value: str) -> Html:
     return join([*parts, value[end:]])
 
 
-def table(head: Iterable[Any], rows: Iterable[Iterable[Any]], caption: str = "", sortable: bool = False, class_: str = "") -> Html:
-    """Cells are content, or `cell(...)`. A head that begins with `#` is of a column of numbers."""
+def table(head: Iterable[Any], rows: Iterable[Iterable[Any]], caption: str = "", sortable: bool = False, class_: str = "", tall: bool = False) -> Html:
+    """Cells are content, or `cell(...)`. A head that begins with `#` is of a column of numbers. `tall`: it scrolls within the page."""
     names = [str(name) for name in head]
     heads = [h("th", name.removeprefix("#"), scope="col", class_="number" if name.startswith("#") else None) for name in names]
     body = [h("tr", [c if isinstance(c, Html) and c.startswith("<td") else h("td", c, class_="number" if n.startswith("#") else None)
                      for c, n in zip(row, names, strict=True)]) for row in rows]
     return h("div", h("table", h("caption", caption) if caption else None, h("thead", h("tr", heads)), h("tbody", body),
                       class_=" ".join(filter(None, ("sortable" if sortable else "", class_))) or None),
-             class_="scroll", tabindex="0", role="region", aria_label=caption or "table")
+             class_="scroll tall" if tall else "scroll", tabindex="0", role="region", aria_label=caption or "table")
 
 
 def cell(*content: Any, order: float | str | None = None, number: bool = False, **attributes: Any) -> Html:

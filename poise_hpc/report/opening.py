@@ -75,6 +75,8 @@ def _confirmed(f: Findings, d: Any, now: EntrySummary) -> Html:
 def _nothing_yet(f: Findings) -> str:
     if not f.entries:
         return "Nothing is archived yet: there is no result."
+    if f.baseline and f.baseline.score is None:
+        return f"The baseline failed ({cut(f.baseline.cause, 60)}): there is nothing to compare candidates with."
     if f.failed and len(f.failed) == len([e for e in f.entries if e != BASELINE_ID]):
         return f"No candidate got a score: all {len(f.failed)} failed. See how under Outcomes."
     return "Only the baseline is archived: there is no result yet." if not f.failed else "No candidate got a score yet."
@@ -92,7 +94,7 @@ def luck(f: Findings, best: EntrySummary) -> str:
     lead = f.noise * stats.expected_best(n)
     if s.delta <= 0:
         return seen + f"Even so it is not above {f.label}."
-    return seen + (f"If all {n} were exactly as good as {f.label}, the best would still seem {lead:.1f} points better on average (one standard error of a candidate is "
+    return seen + (f"If all {n:,} were exactly as good as {f.label}, the best would still seem {lead:.1f} points better on average (one standard error of a candidate is "
                    f"{f.noise:.2f} points); it seems {s.delta:.1f} better. " if n > 1 else f"One standard error of a candidate is {f.noise:.2f} points. ") + (
         "Luck of that size explains it." if s.delta <= lead else "Luck of that size explains only a part, if the noise is as it was estimated.")
 

@@ -30,7 +30,7 @@ def progress(f: Findings) -> Html:
         height, f"Overall of {len(f.scored)} candidates by number, with the best so far", svg.legend(LEFT, 18, shades_key(f)),
         svg.axis_y(y, LEFT, RIGHT), svg.axis_x(x, TOP, strip + 8 if lost else BOTTOM, "candidate, in the order of proposal"),
         svg.label(14, (TOP + BOTTOM) / 2, "Overall, points", "axis", "middle", transform=f"rotate(-90 14 {(TOP + BOTTOM) / 2:.0f})"),
-        svg.label(RIGHT + 14, strip + 4, f"failed ({len(lost):,})", "key") if lost else None, lines, crosses, _marks(f, x, y, few), labels,
+        svg.label(RIGHT + 14, strip + 4, f"failed ({len(lost):,})", "key") if lost else None, *([lines, crosses, _marks(f, x, y, few)] if few else [crosses, _marks(f, x, y, few), lines]), labels,
         name="progress", caption=[_intervals(f), _luck_words(f), " ", shades_note(f)]))
 
 
@@ -45,10 +45,7 @@ def _range(f: Findings) -> tuple[float, float]:
 def _marks(f: Findings, x: svg.Scale, y: svg.Scale, few: bool) -> list[Html]:
     """Thousands are clouds, one for each shade; of a few each has its title and, up to INTERVALS, two standard errors."""
     if not few:
-        by_shade: dict[str, list[svg.Point]] = {}
-        for e in reversed(f.scored):
-            by_shade.setdefault(shade(f, e), []).append((x(candidate_number(e.id)), y.clip(_overall(e))))
-        return [svg.cloud(points, name) for name, points in by_shade.items()]
+        return svg.clouds((shade(f, e), (x(candidate_number(e.id)), y.clip(_overall(e)))) for e in reversed(f.scored))
     out = []
     if len(f.scored) <= INTERVALS and f.noise is not None:
         errors = stats.standard_errors([e.score for e in f.scored if e.score], stats.pooled_sd([e.score for e in f.scored if e.score]))

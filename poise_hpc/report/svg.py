@@ -43,13 +43,13 @@ class Scale:
 
 
 def round_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Multiples of 1, 2 or 5 times a power of ten within [low, high], about `count` of them."""
+    """Multiples of 1, 2 or 5 times a power of ten within [low, high], as near to `count` of them as that allows."""
     if not high > low:
         return [low]
-    raw = (high - low) / max(count, 1)
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
-    return [round(k * step, 12) for k in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+    power = 10.0 ** math.floor(math.log10((high - low) / max(count, 1)))
+    found = [[round(k * step, 12) for k in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+             for step in (power, 2 * power, 5 * power, 10 * power)]
+    return min(found, key=lambda ticks: (abs(len(ticks) - count), len(ticks)))
 
 
 def tick_labels(ticks: Sequence[float], sign: bool = False) -> list[str]:
@@ -114,6 +114,14 @@ def cross(x: float, y: float, class_: str, title: str = "", r: float = 3.5) -> H
 def cloud(points: Iterable[Point], class_: str) -> Html:
     """Thousands of dots as one path; those on the same pixel are drawn once."""
     return h("path", d="".join(f"M{x} {y}h0" for x, y in sorted({(round(x), round(y)) for x, y in points})), class_=f"cloud {class_}")
+
+
+def clouds(shaded: Iterable[tuple[str, Point]]) -> list[Html]:
+    """A cloud for each class, in the order in which they come."""
+    groups: dict[str, list[Point]] = {}
+    for name, point in shaded:
+        groups.setdefault(name, []).append(point)
+    return [cloud(points, name) for name, points in groups.items()]
 
 
 def span(scale: Scale, low: float, high: float, y: float, class_: str) -> list[Html]:

@@ -52,7 +52,7 @@ def chosen(f: Findings) -> list[EntrySummary]:
         keep |= dict.fromkeys(more)
     if BASELINE_ID in f.entries:
         keep[BASELINE_ID] = None
-    children = [e.id for e in f.failed if e.parents and e.parents[0] in keep]
+    children = [e.id for e in f.failed if e.id not in keep and e.parents and e.parents[0] in keep]
     return [f.entries[id] for id in [*keep, *children[:max(ROWS - len(keep), 0)]]]
 
 

@@ -87,9 +87,9 @@ def refs(f: Findings, ids: Iterable[str]) -> Html:
     return join([join([ref(f, id) for id in ids[:SHOWN]], ", "), more]) if ids else join("–")
 
 
-def named(f: Findings, id: str, most: int = 60) -> Html:
+def named(f: Findings, id: str, most: int = 44) -> Html:
     """Id and name."""
-    return join([ref(f, id), " ", h("span", cut(f.entries[id].name, most), class_="name")])
+    return h("span", ref(f, id), " ", h("span", cut(f.entries[id].name, most), class_="name"), class_="named")
 
 
 def tip(entry: EntrySummary) -> str:
