@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from decimal import Decimal
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from helpers_archive import entry, score
-from helpers_campaign import campaign
+from helpers_campaign import campaign, noop_work
 from helpers_drive import controller, drive, failing
 
 from poise_hpc import archive, cli, config, derived, files, stats, views
@@ -19,6 +20,7 @@ from poise_hpc.campaign import Campaign
 from poise_hpc.cluster import InlineCluster
 from poise_hpc.evaluation import metrics
 from poise_hpc.report import board, curves, evidence, gather, markup, page, progress, svg, tree, words
+from poise_hpc.transcript import Amount, Limit, Request, Transcript
 from poise_hpc.types import Outcome, PoiseError
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)>\"'&amp;</td></svg>--><!-- \u202egnp \x07 javascript:alert(1) https://evil.example/x"
@@ -155,15 +157,15 @@ def test_texts_of_strangers_stay_texts(tmp_path):
     root = campaign(tmp_path / "c", search={"candidates": 0, "train_seeds": [0, 1]}).root
     drive(root)
     base = archive.read(root / "records" / "c0000.h5")
-    proposal = dict.fromkeys(("name", "hypothesis", "description", "expected_effect"), HOSTILE) | {
-        "parents": ["c0000"], "mechanisms": [HOSTILE], "sources": [HOSTILE, "arXiv:2402.03300", "arXiv:2402.03300\" onclick=\"x"], "proposer": HOSTILE, "details": {}}
-    common = dict(name=HOSTILE, parents=("c0000",), proposer=HOSTILE, proposal=proposal, code=base.code | {"x.py": HOSTILE},
-                  pick={"parent": "c0000", "explanation": HOSTILE, "terms": []}, checks=[{"name": HOSTILE, "passed": False, "message": HOSTILE, "seconds": 0.0}],
-                  attempts=[a | {"cause": HOSTILE} for a in base.attempts], reflection={"verdict": HOSTILE, "text": f"**{HOSTILE}** `{HOSTILE}`",
-                                                                                     "symptoms": [HOSTILE], "author": HOSTILE})
-    archive.write(root / "records" / "c0001.h5", replace(base, id="c0001", **common))
-    archive.write(root / "records" / "c0002.h5", replace(base, id="c0002", **common | {"outcome": Outcome.CANDIDATE_ERROR, "cause": HOSTILE, "message": HOSTILE,
-                                                                                      "score": None}))
+    proposal = dict.fromkeys(("name", "hypothesis", "description", "expected_effect", "proposer"), HOSTILE) | {
+        "parents": ["c0000"], "mechanisms": [HOSTILE], "sources": [HOSTILE, "arXiv:2402.03300", "arXiv:2402.03300\" onclick=\"x"], "details": {}}
+    hostile = replace(
+        base, name=HOSTILE, parents=("c0000",), proposer=HOSTILE, proposal=proposal, code=base.code | {"x.py": HOSTILE},
+        pick={"parent": "c0000", "explanation": HOSTILE, "terms": []}, attempts=[a | {"cause": HOSTILE} for a in base.attempts],
+        checks=[{"name": HOSTILE, "passed": False, "message": HOSTILE, "seconds": 0.0}],
+        reflection={"verdict": HOSTILE, "text": f"**{HOSTILE}** `{HOSTILE}`", "symptoms": [HOSTILE], "author": HOSTILE})
+    archive.write(root / "records" / "c0001.h5", replace(hostile, id="c0001"))
+    archive.write(root / "records" / "c0002.h5", replace(hostile, id="c0002", outcome=Outcome.CANDIDATE_ERROR, cause=HOSTILE, message=HOSTILE, score=None))
     files.append_line(root / "guidance.jsonl", {"order": "1", "from": 1, "kind": "idea", "text": HOSTILE, "off": False, "time": 0.0})
     parsed = read(root)
     assert parsed.text.count("<script>alert(1)</script>") >= 12
@@ -179,7 +181,7 @@ def test_only_what_h_made_is_markup():
 
 
 def test_the_policy_allows_this_script_and_nothing_else(finished):
-    html = (finished / "report" / "report.html").read_text() if (finished / "report").exists() else page.page(gather.gather(Campaign.open(finished), 1), "now")
+    html = page.page(gather.gather(Campaign.open(finished), 1), "now")
     policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', html)[1].replace("&#x27;", "'")
     assert policy.startswith("default-src 'none'; style-src 'sha256-") and "unsafe" not in policy and policy == page.policy(html)
     assert page.policy(html.replace("\"use strict\"", "\"use lax\"")) != policy
@@ -208,8 +210,8 @@ def test_running(tmp_path):
 
 def test_only_failures(tmp_path):
     root = campaign(tmp_path / "c", search={"candidates": 2, "train_seeds": [0, 1]}).root
-    drive(root, InlineCluster(lambda a, job: failing("train", job["candidate"], Outcome.CANDIDATE_ERROR, "raised")(a, job) if job["candidate"] != "c0000"
-                              else failing("none", "", Outcome.SUCCEEDED)(a, job)))
+    fails = {id: failing("train", id, Outcome.CANDIDATE_ERROR, "raised") for id in ("c0001", "c0002")}
+    drive(root, InlineCluster(lambda attempt, job: fails.get(job["candidate"], noop_work)(attempt, job)))
     text = read(root).text
     assert "No candidate got a score: all 2 failed." in text and "raised 2 100 %" in text
 
@@ -245,7 +247,21 @@ def test_a_damaged_record_is_named_and_not_fatal(tmp_path):
     assert "1 problem: this report goes on" in parsed.text and "c0002 : records/c0002.h5 is damaged" in parsed.text and "c0003" in parsed.ids
     (root / "candidates" / "c0003" / "attempts" / "check-1" / "result.json").write_text("{")
     (root / "records" / "c0003.h5").unlink()
-    assert "Its state could not be read." in read(root).text
+    (root / "derived" / "confirm-c0001-1").mkdir(parents=True)
+    (root / "derived" / "confirm-c0001-1" / "campaign.json").write_text("{")
+    text = read(root).text
+    assert "Its state could not be read." in text and "derived/confirm-c0001-1 : derived/confirm-c0001-1/campaign.json is not valid JSON" in text
+
+
+def test_what_the_language_model_cost(tmp_path):
+    root = campaign(tmp_path / "c", search={"candidates": 1, "train_seeds": [0]}).root
+    drive(root)
+    transcript = Transcript(root / "llm.jsonl", lambda: 0.0)
+    request = Request("propose", "c0001", 0, ({"role": "user", "content": "secret prompt"},))
+    call = transcript.begin(request, "m", False, Amount(9000, Decimal(9)), Limit())
+    transcript.fail(call, request, "m", 500, "broken", Amount(1234, Decimal("0.25")))
+    text = read(root).text
+    assert "propose 1 1,234 0.25 all 1 1,234 0.25" in text and "language model 1 calls, 1,234 tokens, cost 0.25" in text and "secret prompt" not in text
 
 
 # --- what is left out
@@ -260,24 +276,25 @@ def test_left_out_candidates_are_counted_and_come_back(finished):
 
 
 def test_a_large_archive_makes_a_small_page(tmp_path):
-    """3,000 entries: the tree, the tables and the details keep to their limits, and say so."""
-    root = campaign(tmp_path / "c", search={"candidates": 3000, "train_seeds": [0, 1]}).root
+    """1,500 entries: the tree, the tables and the details keep to their limits, and say so."""
+    root = campaign(tmp_path / "c", search={"candidates": 1500, "train_seeds": [0, 1]}).root
     view, rng = archive.ArchiveView(root), np.random.default_rng(0)
-    for i in range(3000):
+    for i in range(1500):
         parents = (f"c{rng.integers(max(i - 40, 0), i):04d}",) if i else ()
-        data = score(30 + float(rng.normal()), seeds=2, benchmarks={"easy/acc@1": 50 + float(rng.normal()), "hard/acc@1": 10 + float(rng.normal()), "hard/pass@4": 20.0})
+        data = score(30 + float(rng.normal()), seeds=2, benchmarks={
+            "easy/acc@1": 50 + float(rng.normal()), "hard/acc@1": 10 + float(rng.normal()), "hard/pass@4": 20.0})
         failed = i % 10 == 9
         row = archive.summary(entry(i, parents=parents, score=None if failed else vars(replace(data, delta=data.overall - 30, delta_ci=(-5.0, 5.0))),
                                     outcome=Outcome.CANDIDATE_ERROR if failed else Outcome.SUCCEEDED, cause="raised" if failed else ""), "0" * 64)
         view.entries.append(view._remember(row))
         (root / "records" / f"{row.id}.h5").touch()
     view.write_index()
-    for id in ("c0000", "c2999"):  # the index is believed if its ends are those of the records
+    for id in ("c0000", "c1499"):  # the index is believed if its ends are those of the records
         (root / "records" / f"{id}.h5").write_bytes(b"")
     f = gather.gather(Campaign.open(root), 5)
     html = page.page(f, "now")
     parsed = Page(html)
-    assert len(f.entries) == 3000 and len(html) < 3e6
+    assert len(f.entries) == 1500 and len(html) < 3e6
     rows = [e.id for e in tree.chosen(f)]
     assert tree.ROWS // 2 < len(rows) == len(set(rows)) <= tree.ROWS and {*f.line[:20], "c0000"} <= set(rows)
     assert "rows are left out" in parsed.text and "candidates are left out: shown are the best" in parsed.text

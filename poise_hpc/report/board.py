@@ -42,19 +42,20 @@ def forest(f: Findings) -> Html | None:
     left = len(f.scored) - len(shown)
     return svg.figure(
         bottom + 42, f"Forest plot: paired differences of {len(shown)} candidates to {f.label}", head, rows, name="forest", caption=[
-            "Filled dot: mean over training seeds. Bar: its 95 % Student t interval; an arrow head says that it goes on, a triangle that all of it lies beyond. Small dots: the single seeds. "
-            "Nothing here is corrected for having picked the best. ", shades_note(f),
+            "Filled dot: mean over training seeds. Bar: its 95 % Student t interval; an arrow head says that it goes on, a triangle that all of "
+            "it lies beyond. Small dots: the single seeds. Nothing here is corrected for having picked the best. ", shades_note(f),
             f" {left:,} more candidates are in the table." if left else ""])
 
 
 def _row(f: Findings, e: EntrySummary, x: svg.Scale, y: float) -> Html:
     s = e.score
     assert s is not None and s.delta is not None
+    seeds = [(seed, d) for seed, d in sorted(f.differences(e).items()) if x.low <= d <= x.high]
     if s.delta < x.low:
         drawn = [h("path", h("title", tip(e)), d=f"M{svg.px(x(x.low))} {svg.px(y)}l8 -5v10z", class_=f"dot {shade(f, e)}")]
     else:
         drawn = [*(svg.span(x, *s.delta_ci, y, "interval") if s.delta_ci else []),
-                 *(svg.mark(x(d), y, "seed", f"seed {seed}: {points(d, sign=True)}", 2.2) for seed, d in sorted(f.differences(e).items()) if x.low <= d <= x.high),
+                 *(svg.mark(x(d), y, "seed", f"seed {seed}: {points(d, sign=True)}", 2.2) for seed, d in seeds),
                  svg.mark(x(s.delta), y, f"dot {shade(f, e)}", tip(e), 4.6)]
     name = svg.label(8, y + 4, [h("tspan", e.id, class_="id"), "  ", cut(e.name, 30)])
     return h("g", h("a", name, href=f"#{e.id}") if e.id in f.detailed else name, drawn,
@@ -78,12 +79,14 @@ def board(f: Findings) -> Html:
     left = len(f.rows) - len(shown)
     return h("div", table(["#Rank", "Candidate", "Parents", f"#Overall ({use})", "#Difference", "#Seeds", "Verdict", *(f"#{m}" for m in measures)],
                           rows, "Leaderboard", sortable=True, class_="filter", tall=len(rows) > TALL),
-             note(meaning(f), " Benchmarks: mean over seeds at the last evaluation point. Verdict: the reflection's, on the hypothesis, most often against the parent.",
+             note(meaning(f), " Benchmarks: mean over seeds at the last evaluation point. Verdict: the reflection's, on the hypothesis, most often ",
+                  "against the parent.",
                   f" {left:,} rows are left out; `poise-hpc leaderboard CAMPAIGN` has them all." if left else ""))
 
 
 def meaning(f: Findings) -> str:
-    return (f"All figures are points, 0 to 100. Overall is the {'mean over the evaluation points' if f.campaign.config.evaluate.score == 'curve' else 'last point'}, "
-            f"weighted over benchmarks as the configuration says; [a, b] are 95 % intervals over training seeds; the difference is to {f.label}, seed by seed.")
+    used = "mean over the evaluation points" if f.campaign.config.evaluate.score == "curve" else "last evaluation point"
+    return (f"All figures are points, 0 to 100. Overall is the {used}, weighted over benchmarks as the configuration says; [a, b] are 95 % intervals "
+            f"over training seeds; the difference is to {f.label}, seed by seed.")
 
 

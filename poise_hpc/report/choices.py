@@ -4,6 +4,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..archive import Entry
+from ..types import candidate_id
 from . import svg
 from .gather import Findings
 from .markup import Html, cut, h, join, table
@@ -19,8 +20,8 @@ def choices(f: Findings) -> Html:
     picks = sorted((e for e in f.records.values() if e.pick.get("parent")), key=lambda e: e.id.zfill(9))
     groups: dict[str, list[Entry]] = {}
     for e in picks:
-        first = next((id for id, g in reversed(groups.items()) if e.pick["explanation"].startswith("same parent as ") and f.records[id].pick["parent"]
-                      == e.pick["parent"]), e.id)
+        again = e.pick["explanation"].startswith("same parent as ")
+        first = next((id for id in reversed(groups) if again and f.records[id].pick["parent"] == e.pick["parent"]), e.id)
         groups.setdefault(first, []).append(e)
     rows = [_row(f, g) for g in list(groups.values())[:ROWS]]
     weights = ", ".join(f"{name} {getattr(search.acquisition, name):g}" for name in TERMS)
@@ -31,7 +32,7 @@ def choices(f: Findings) -> Html:
         table(["For", "Parent", "Pareto, performance, diversity, descendants", "#Total", "#Rank", "In words"], rows, "Choices of parents") if rows else
         h("p", "No parent has been chosen yet."),
         note("Bars: the four terms, each 0 to 1. Rank: the parent's place by Overall among the candidates that the choice's table lists.",
-             f" Choices behind {left:,} candidates that have no section here are left out; `poise-hpc show CAMPAIGN CANDIDATE` has each." if left > 0 else "")
+             f" Those behind {left:,} candidates without a section here are left out; `poise-hpc show CAMPAIGN CANDIDATE` has each." if left > 0 else "")
         if rows else None, _said(f))
 
 
@@ -48,7 +49,7 @@ def _row(f: Findings, group: list[Entry]) -> list[Any]:
 
 def _bars(terms: dict[str, Any]) -> Html:
     """Four small bars; pixels of 40 are 1."""
-    bars = [h("rect", h("title", f"{name} {terms[name]:.2f}"), x=i * 46, y=3, width=svg.px(max(40 * float(terms[name]), 0.5)), height=10, class_=f"term t{i}")
+    bars = [h("rect", h("title", f"{name} {terms[name]:.2f}"), x=i * 46, y=3, width=svg.px(max(40 * terms[name], 0.5)), height=10, class_="term")
             for i, name in enumerate(TERMS)]
     frames = [h("path", d=f"M{i * 46} 14.5h40", class_="grid") for i in range(4)]
     words = ", ".join(f"{name} {terms[name]:.2f}" for name in TERMS)
@@ -58,7 +59,7 @@ def _bars(terms: dict[str, Any]) -> Html:
 def _said(f: Findings) -> Html | None:
     """Directives, ideas, pins and vetoes: a search that was guided says so."""
     config = [["directive", "c0001", f.campaign.config.search.directive]] if f.campaign.config.search.directive else []
-    said = [[line["kind"] + (" taken back" if line.get("off") else ""), f"c{int(line['from']):04d}", cut(line["text"] or "none", 600)] for line in f.said]
+    said = [[line["kind"] + (" taken back" if line["off"] else ""), candidate_id(line["from"]), cut(line["text"] or "none", 600)] for line in f.said]
     if not config and not said:
         return note("No person guided this search.")
     return h("div", h("h3", "What persons said to the search"), table(["Kind", "From candidate", "Words"], config + said, "Guidance"))

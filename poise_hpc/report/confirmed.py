@@ -20,7 +20,8 @@ def confirmed(f: Findings) -> Html:
     return section(
         "confirmed", "Selected against confirmed", *(parts if f.derived else [h("p", (
             "Nothing was tested again yet. The figures above come from the seeds and prompts that selection saw. ",
-            h("code", f"poise-hpc confirm CAMPAIGN {name}"), " trains the candidate and the baseline on fresh seeds and evaluates on prompts that selection never saw; ",
+            h("code", f"poise-hpc confirm CAMPAIGN {name}"), " trains the candidate and the baseline on fresh seeds and evaluates on prompts that "
+            "selection never saw; ",
             h("code", f"poise-hpc ablate CAMPAIGN {name}"), " switches its mechanisms off one by one."))]))
 
 
@@ -43,13 +44,16 @@ def _pairs(f: Findings) -> Html | None:
     for d in made:
         then, now = f.entries.get(d.candidate), itself(d)
         if then and then.score and then.score.delta is not None:
-            rows.append(Bar(d.candidate, f"{cut(then.name, 20)}  selected, {count(len(then.score.by_seed), 'seed')}", then.score.delta, then.score.delta_ci, "even"))
+            words = f"{cut(then.name, 20)}  selected, {count(len(then.score.by_seed), 'seed')}"
+            rows.append(Bar(d.candidate, words, then.score.delta, then.score.delta_ci, "even"))
         if now and now.score and now.score.delta is not None:
-            rows.append(Bar(d.candidate, f"{cut(now.name, 20)}  confirmed, {count(len(now.score.by_seed), 'seed')}", now.score.delta, now.score.delta_ci, "confirmed",
-                            bold=True))
+            words = f"{cut(now.name, 20)}  confirmed, {count(len(now.score.by_seed), 'seed')}"
+            rows.append(Bar(d.candidate, words, now.score.delta, now.score.delta_ci, "confirmed", bold=True))
         table_rows.append(_confirmation(f, d, then, now))
-    several = f" {len({d.candidate for d in made})} candidates were confirmed; the intervals are not corrected for that." if len({d.candidate for d in made}) > 1 else ""
-    return h("div", _forest(rows, "Differences to the baseline, as selected and as confirmed", f"points over {f.label}, paired by training seed", "confirmed"),
+    tried = len({d.candidate for d in made})
+    several = f" {tried} candidates were confirmed; the intervals are not corrected for that." if tried > 1 else ""
+    axis = f"points over {f.label}, paired by training seed"
+    return h("div", _forest(rows, "Differences to the baseline, as selected and as confirmed", axis, "confirmed"),
              table(["Candidate", "#Selected", "#Seeds", "#Confirmed", "#Seeds", f"#{cut(f.label, 20)}, confirmed", "What it says", "Campaign"], table_rows,
                    "Confirmations"),
              note(f"Paired differences to {f.label}, points, with 95 % intervals. Selected: the search's own seeds and prompts, the best of "
@@ -111,10 +115,10 @@ def _ablations(f: Findings) -> Html | None:
                  _needed(e)] for e in d.report["effects"]]
         bars = [Bar("", e["mechanism"], e["effect"], e["ci"], "confirmed", bold=True) for e in d.report["effects"] if e["effect"] is not None]
         out.append(h("div", h("h3", "Ablation of ", named(f, d.candidate) if d.candidate in f.entries else d.candidate),
-                     _forest(bars, f"Effect of each mechanism of {d.candidate}", f"points that {d.candidate} has over itself without the mechanism", d.name),
+                     _forest(bars, f"Effect of each mechanism of {d.candidate}", f"points that {d.candidate} has over itself without it", d.name),
                      table(["Mechanism", "#Effect, points", "What it says"], rows, f"Ablation of {d.candidate}") if rows else h("p", "No entry yet."),
-                     note(f"Effect: Overall of {d.candidate} less that of the same code with the mechanism switched off, paired over {count(len(d.seeds), 'seed')}, 95 % "
-                          f"interval, on {'confirmation' if d.purpose == 'confirmation' else 'selection'} prompts. ", progress_of(d))))
+                     note(f"Effect: Overall of {d.candidate} less that of the same code with the mechanism switched off, 95 % interval, paired over "
+                          f"{count(len(d.seeds), 'seed')}; {d.purpose} prompts. ", progress_of(d))))
     return h("div", out) if out else None
 
 
@@ -131,7 +135,8 @@ def _transfers(f: Findings) -> Html | None:
         rows.append([named(f, d.candidate) if d.candidate in f.entries else d.candidate, d.name,
                      cell(points(now.score.delta, now.score.delta_ci, sign=True) if now and now.score else "–", number=True), len(d.seeds),
                      _words(now) or progress_of(d)])
-    return h("div", h("h3", "In other settings"), table(["Candidate", "Campaign", "#Difference", "#Seeds", "What it says"], rows, "Transfer")) if rows else None
+    head = ["Candidate", "Campaign", "#Difference", "#Seeds", "What it says"]
+    return h("div", h("h3", "In other settings"), table(head, rows, "Transfer")) if rows else None
 
 
 def _reruns(f: Findings) -> Html | None:

@@ -8,7 +8,7 @@ from ..types import Outcome, candidate_number
 from . import svg
 from .gather import Findings
 from .markup import Html, h, table
-from .words import count, duration, note, points, section, shade, tip
+from .words import count, duration, note, section, shade, tip
 
 BARS = 400                                                  # candidates that get one each
 NO_SECONDS = ("tokens", "wall")                             # of Entry.timings: not a phase
@@ -25,8 +25,8 @@ def costs(f: Findings) -> Html:
     limit = f" of {budget['run_hours_limit']:g} h allowed" if budget.get("run_hours_limit") else ""
     best = f" The candidates up to the best one, {f.winner.id}, took {duration(_until(f, f.winner.id))} of it." if f.winner else ""
     return section(
-        "cost", title, h("p", f"{duration(seconds)}{limit} of run time in {count(len(f.entries), 'archived candidate')}: job time times ranks, all attempts, without "
-                         f"queue wait.{best}"),
+        "cost", title, h("p", f"{duration(seconds)}{limit} of run time in {count(len(f.entries), 'archived candidate')}: job time times ranks, all "
+                         f"attempts, without queue wait.{best}"),
         _by_candidate(f), h("div", _by_stage(f, of), _phases(f, of), class_="columns"), _language_model(f))
 
 
@@ -44,10 +44,12 @@ def _by_candidate(f: Findings) -> Html | None:
     x = svg.Scale(-0.5, last + 0.5, 60, 948)
     y = svg.Scale(0, max(e.run_seconds for e in entries) / unit * 1.08, 150, 14)
     wide = max((x.end - x.start) / (last + 1) * 0.72, 0.6)
-    bars = [h("rect", h("title", f"{tip(e)}: {e.run_seconds / unit:.2f} {words}"), x=svg.px(x(candidate_number(e.id)) - wide / 2), y=svg.px(y(e.run_seconds / unit)),
-              width=svg.px(wide), height=svg.px(max(150 - y(e.run_seconds / unit), 0)), class_=f"dot {shade(f, e)}") for e in entries] if len(entries) <= BARS else [
-        svg.cloud([(x(candidate_number(e.id)), y(e.run_seconds / unit)) for e in entries], "even")]
-    return svg.figure(196, f"Run time of each candidate, {words}", svg.axis_y(y, 60, 948, 4), svg.axis_x(x, 150, 150, "candidate, in the order of proposal"),
+    tops = [(x(candidate_number(e.id)), y(e.run_seconds / unit), e) for e in entries]
+    bars = [svg.cloud([(at, top) for at, top, _ in tops], "even")] if len(entries) > BARS else [
+        h("rect", h("title", f"{tip(e)}: {e.run_seconds / unit:.2f} {words}"), x=svg.px(at - wide / 2), y=svg.px(top), width=svg.px(wide),
+          height=svg.px(150 - top), class_=f"dot {shade(f, e)}") for at, top, e in tops]
+    return svg.figure(196, f"Run time of each candidate, {words}", svg.axis_y(y, 60, 948, 4),
+                      svg.axis_x(x, 150, 150, "candidate, in the order of proposal"),
                       svg.label(14, 82, f"run time, {words}", "axis", "middle", transform="rotate(-90 14 82)"), bars, name="cost")
 
 
@@ -77,7 +79,7 @@ def _language_model(f: Findings) -> Html:
     llm: dict[str, Any] | None = f.status.get("llm") if f.status else None
     if not llm:
         return note("No language model was asked.")
-    rows = [[name, f"{o['calls']:,}", f"{o['tokens']:,}", points(None) if float(o["cost"]) == 0 else o["cost"]] for name, o in llm["operators"].items()]
+    rows = [[name, f"{o['calls']:,}", f"{o['tokens']:,}", o["cost"]] for name, o in llm["operators"].items()]
     rows.append(["all", f"{llm['calls']:,}", f"{llm['tokens']:,}", llm["cost"]])
     return h("div", h("h3", "Language model"), table(["Operator", "#Calls", "#Tokens", "#Cost"], rows, "Language model"),
              note("Cost in the currency of the configured prices; calls of unknown end count with their worst case."))

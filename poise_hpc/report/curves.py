@@ -29,7 +29,8 @@ def training(f: Findings) -> Html:
         return section("curves", title, h("p", "No training run is archived yet."))
     entry = entry or base
     assert entry is not None
-    return section("curves", title, h("p", f"{entry.id} {cut(entry.name, 60)}", f", the best candidate, beside {f.label}." if entry.id != BASELINE_ID else "."),
+    what = f", the best candidate, beside {f.label}." if entry.id != BASELINE_ID else "."
+    return section("curves", title, h("p", f"{entry.id} {cut(entry.name, 60)}", what),
                    figure(f, entry, base), note("Every detailed candidate has the same figure in its section."))
 
 
@@ -40,27 +41,28 @@ def figure(f: Findings, entry: Entry, base: Entry | None, seeds_of_base: bool = 
     drawn = [p for p in panels if p is not None]
     if not drawn:
         return None
-    keys = [(f"{entry.id}, mean of {len(entry.seeds)} seeds" if len(entry.seeds) != 1 else f"{entry.id}, one seed", svg.segment(-8, 0, 8, 0, "line mine")),
-            *([("its seeds", svg.segment(-8, 0, 8, 0, "line mine one"))] if len(entry.seeds) > 1 else []),
-            *([(f"{cut(f.label, 24)}, mean" + (" and seeds" if seeds_of_base and len(base.seeds) > 1 else ""), svg.segment(-8, 0, 8, 0, "line theirs"))]
-              if base else [])]
+    keys = [(f"{entry.id}, mean of {len(entry.seeds)} seeds" if len(entry.seeds) != 1 else f"{entry.id}, one seed", "mine"),
+            *([("its seeds", "mine one")] if len(entry.seeds) > 1 else []),
+            *([(f"{cut(f.label, 24)}, mean" + (" and seeds" if seeds_of_base and len(base.seeds) > 1 else ""), "theirs")] if base else [])]
     placed = [h("g", p, transform=f"translate({W * (i % COLUMNS)} {34 + H * (i // COLUMNS)})") for i, p in enumerate(drawn)]
     long = max(len(entry.curve_steps), len(base.curve_steps) if base else 0) > POINTS
+    caption = "Horizontal: training step; in the first panel, percent of training." + (f" Shown are means over {POINTS} equal stretches." if long else "")
     return svg.figure(34 + H * ((len(drawn) + COLUMNS - 1) // COLUMNS), f"Training curves of {entry.id}" + (f" and {BASELINE_ID}" if base else ""),
-                      svg.legend(8, 16, keys), placed, name=f"curves-{entry.id}", caption=(f"Long runs are shown as means over {POINTS} equal stretches. " if long else "") +
-                      "Horizontal: training step; in the first panel, share of training.")
+                      svg.legend(8, 16, [(words, svg.segment(-8, 0, 8, 0, f"line {c}")) for words, c in keys]), placed, name=f"curves-{entry.id}",
+                      caption=caption)
 
 
 def _evaluation(entry: Entry, base: Entry | None) -> list[Html] | None:
-    """Overall on the evaluation prompts at each point."""
-    curves = [(e, [(100 * float(at), v) for at, v in sorted(e.score["curve"].items(), key=lambda p: float(p[0]))]) for e in (base, entry) if e and e.score]
-    if not curves:
+    """Overall on the evaluation prompts at each point; None of a candidate that failed."""
+    curves = [(e, sorted((100 * float(at), v) for at, v in e.score["curve"].items())) for e in (base, entry) if e and e.score]
+    if entry.score is None:
         return None
     x, y = svg.Scale(0, 100, 48, W - 12), svg.Scale(*svg.padded([v for _, c in curves for _, v in c], floor=2.0), H - 34, 24)
     out = [*_frame(x, y, "Overall in evaluation, points")]
     for e, c in curves:
         name = "mine" if e is entry else "theirs"
-        out += [svg.polyline([(x(a), y(v)) for a, v in c], name), *(svg.mark(x(a), y(v), f"point {name}", f"{e.id} at {a:g} %: {v:.1f}", 2.6) for a, v in c)]
+        out.append(svg.polyline([(x(a), y(v)) for a, v in c], name))
+        out += [svg.mark(x(a), y(v), f"point {name}", f"{e.id} at {a:g} %: {v:.1f}", 2.6) for a, v in c]
     return out
 
 

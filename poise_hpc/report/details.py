@@ -9,7 +9,7 @@ from ..archive import Entry
 from ..types import BASELINE_ID
 from . import curves
 from .gather import Findings, benchmarks
-from .markup import Html, cell, cut, h, join, linked, prose, table
+from .markup import Html, cut, h, join, linked, prose, table
 from .words import count, duration, named, note, points, refs, section, verdict
 
 DIFF_LINES = 400
@@ -20,17 +20,22 @@ def details(f: Findings) -> Html:
     rows = {r["id"]: r for r in f.rows}
     return section(
         "details", "Candidates in detail", h("p", f"{count(len(f.detailed), 'candidate')}, in the leaderboard's order." + (
-            f" {left:,} others are left out: the best, the winner's line and what was tested again are here. `poise-hpc report CAMPAIGN --candidates N` takes in "
-            "more of them, `poise-hpc show CAMPAIGN CANDIDATE` has one." if left else "")) if f.entries else h("p", "Nothing is archived yet."),
+            f" {left:,} others are left out: the best, the winner's line and what was tested again are here. `poise-hpc report CAMPAIGN "
+            "--candidates N` takes in more of them, `poise-hpc show CAMPAIGN CANDIDATE` has one." if left else "")) if f.entries else
+        h("p", "Nothing is archived yet."),
         [detail(f, f.records[id], verdict(rows[id])) for id in f.detailed])
 
 
 def detail(f: Findings, e: Entry, said: str) -> Html:
     s, p = f.entries[e.id].score, e.proposal
-    heading = [h("span", e.id, class_="id"), " ", h("span", cut(e.name, 80), class_="name"), h("span", points(s.overall, s.ci) if s else "", class_="figure"),
-               h("span", points(s.delta, s.delta_ci, sign=True) if s and s.delta is not None else "", class_="figure"), h("span", cut(said, 60), class_="said")]
-    facts = [("Parents", refs(f, e.parents)), ("Proposed by", cut(e.proposer, 80)), ("Mechanisms", ", ".join(cut(m, 60) for m in p.get("mechanisms", ())) or "none declared"),
-             ("Hypothesis", linked(cut(p.get("hypothesis") or "none stated", 2000))), ("Expected", linked(cut(p.get("expected_effect") or "none stated", 2000))),
+    heading = [h("span", e.id, class_="id"), " ", h("span", cut(e.name, 80), class_="name"),
+               h("span", points(s.overall, s.ci) if s else "", class_="figure"),
+               h("span", points(s.delta, s.delta_ci, sign=True) if s and s.delta is not None else "", class_="figure"),
+               h("span", cut(said, 60), class_="said")]
+    facts = [("Parents", refs(f, e.parents)), ("Proposed by", cut(e.proposer, 80)),
+             ("Mechanisms", ", ".join(cut(m, 60) for m in p.get("mechanisms", ())) or "none declared"),
+             ("Hypothesis", linked(cut(p.get("hypothesis") or "none stated", 2000))),
+             ("Expected", linked(cut(p.get("expected_effect") or "none stated", 2000))),
              ("Sources", join([linked(cut(source, 200)) for source in p.get("sources", ())], "; ") or "none"), ("Archived", e.created)]
     return h("details", h("summary", *heading), h("dl", [[h("dt", name), h("dd", value)] for name, value in facts], class_="facts"),
              h("div", h("div", h("h4", "What is changed"), prose(p.get("description") or "none stated")),
@@ -51,11 +56,12 @@ def scores(f: Findings, e: Entry) -> Html | None:
     rows = []
     for name, mine in benchmarks(e, f.campaign).items():
         rows.append([name, *(points(mine.get(seed)) for seed in seeds), points(*stats.mean_interval(list(mine.values()))),
-                     points(s.benchmarks.get(name)) if not mine else _against(mine, theirs.get(name))])
+                     _against(mine, theirs.get(name))])
     against = points(s.delta, s.delta_ci, sign=True) if s.delta is not None else "–"
-    rows.append([h("strong", f"Overall ({f.campaign.config.evaluate.score})"), *(points(s.by_seed[seed]) for seed in seeds), points(s.overall, s.ci), h("strong", against)])
-    shown = [[r[0], *(cell(c, number=True) for c in r[1:])] for r in rows]
-    return table(["Benchmark", *(f"#Seed {seed}" for seed in seeds), "#Mean [95 %]", f"#Against {cut(f.label, 20)}"], shown, f"Scores of {e.id}, points")
+    rows.append([h("strong", f"Overall ({f.campaign.config.evaluate.score})"), *(points(s.by_seed[seed]) for seed in seeds), points(s.overall, s.ci),
+                 h("strong", against)])
+    head = ["Benchmark", *(f"#Seed {seed}" for seed in seeds), "#Mean [95 %]", f"#Against {cut(f.label, 20)}"]
+    return table(head, rows, f"Scores of {e.id}, points")
 
 
 def _against(mine: dict[str, float], theirs: dict[str, float] | None) -> str:
@@ -80,7 +86,8 @@ def change(f: Findings, e: Entry) -> Html:
 def difference(old: dict[str, str], new: dict[str, str]) -> Iterable[str]:
     """Unified, file by file."""
     for name in sorted(old.keys() | new.keys()):
-        yield from difflib.unified_diff(old.get(name, "").splitlines(), new.get(name, "").splitlines(), f"parent/{name}", f"this/{name}", lineterm="", n=3)
+        before, after = old.get(name, "").splitlines(), new.get(name, "").splitlines()
+        yield from difflib.unified_diff(before, after, f"parent/{name}", f"this/{name}", lineterm="", n=3)
 
 
 def _class(line: str) -> str | None:

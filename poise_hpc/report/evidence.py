@@ -14,6 +14,7 @@ from .gather import Findings
 from .markup import Html, cell, cut, h, table
 from .words import count, note, points, refs, section, shade, tip
 
+CAUSES = 40       # rows, those of the most candidates
 MECHANISMS = 40   # rows, those of the most candidates
 DOTS = 60         # in a row's strip with a title each
 
@@ -27,13 +28,16 @@ def outcomes(f: Findings) -> Html:
     verdicts = Counter(e.verdict for e in candidates if e.score is not None)
     scored = len(candidates) - causes.total()
     said = ", ".join(f"{n:,} {verdict}" for verdict, n in verdicts.most_common() if verdict)
-    rows = [[cause or "unknown", f"{n:,}", f"{100 * n / len(candidates):.0f} %", refs(f, [e.id for e in candidates if e.score is None and e.cause == cause]),
-             _message(f, cause)] for cause, n in causes.most_common()]
+    failed = [e for e in candidates if e.score is None]
+    rows = [[cut(cause or "unknown", 60), f"{n:,}", f"{100 * n / len(candidates):.0f} %", refs(f, [e.id for e in failed if e.cause == cause]),
+             _message(f, cause)] for cause, n in causes.most_common(CAUSES)]
+    verdicts_of = f"; verdicts of their reflections: {said}" if said else ""
     return section(
-        "outcomes", "Outcomes", h("p", f"{scored:,} of {count(len(candidates), 'candidate')} got a score" + (f"; verdicts of their reflections: {said}" if said else "") + "."),
+        "outcomes", "Outcomes", h("p", f"{scored:,} of {count(len(candidates), 'candidate')} got a score{verdicts_of}."),
         table(["Cause of failure", "#Candidates", "#Share", "Which", "For example"], rows, "Failures by cause") if rows else
         h("p", "None failed through a fault of its own."),
-        note("Faults of the infrastructure are not here: such attempts are repeated, and cost time only."))
+        note("Faults of the infrastructure are not here: such attempts are repeated, and cost time only.",
+             f" {len(causes) - CAUSES:,} rarer causes are left out." if len(causes) > CAUSES else ""))
 
 
 def _message(f: Findings, cause: str) -> Html:
@@ -111,15 +115,16 @@ def mechanisms(f: Findings) -> Html:
              cell(_added(m), number=True, order=float(np.mean(m.added)) if m.added else None), _strip(f, m, x)] for m in shown]
     ablated = sorted({d.candidate for d in f.of("ablate")})
     return section(
-        "mechanisms", title, h("p", h("strong", "Observational, not causal. "), "The search chose which mechanisms met which parents, and what did well was tried "
-                               "more often and in better company. Only an ablation switches one mechanism off with all else equal",
+        "mechanisms", title, h("p", h("strong", "Observational, not causal. "), "The search chose which mechanisms met which parents, and what did "
+                               "well was tried more often and in better company. Only an ablation switches one mechanism off with all else equal",
                                (": see what was ", h("a", "confirmed and ablated", href="#confirmed"), ".") if ablated else
                                ": `poise-hpc ablate CAMPAIGN CANDIDATE`."),
         table(["Mechanism", "#With it", "#Failed", "#Mean with", "#Mean without", "#Contrast", "#Added to a parent", "Each candidate with it"], rows,
               "Mechanisms of scored candidates", sortable=True),
-        note(f"Means of paired differences to {f.label}, points. Contrast: with less without. Added to a parent: mean paired difference of children that have it "
-             f"to first parents that do not, and their number. Strip: every such candidate, from {points(low, sign=True)} to {points(high, sign=True)} points; the line is "
-             f"{f.label}, the bar the mean.", f" {len(found) - len(shown)} rarer mechanisms are left out." if len(found) > len(shown) else ""))
+        note(f"Means of paired differences to {f.label}, points. Contrast: with less without. Added to a parent: mean paired difference of children that "
+             f"have it to first parents that do not, and their number. Strip: every such candidate, from {points(low, sign=True)} to "
+             f"{points(high, sign=True)} points; the line is {f.label}, the bar the mean; what lies beyond stands at the end.",
+             f" {len(found) - len(shown)} rarer mechanisms are left out." if len(found) > len(shown) else ""))
 
 
 def _added(m: Mechanism) -> str:

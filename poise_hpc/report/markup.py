@@ -80,7 +80,8 @@ def linked(value: str) -> Html:
     return join([*parts, value[end:]])
 
 
-def table(head: Iterable[Any], rows: Iterable[Iterable[Any]], caption: str = "", sortable: bool = False, class_: str = "", tall: bool = False) -> Html:
+def table(head: Iterable[Any], rows: Iterable[Iterable[Any]], caption: str = "", sortable: bool = False, class_: str = "",
+          tall: bool = False) -> Html:
     """Cells are content, or `cell(...)`. A head that begins with `#` is of a column of numbers. `tall`: it scrolls within the page."""
     names = [str(name) for name in head]
     heads = [h("th", name.removeprefix("#"), scope="col", class_="number" if name.startswith("#") else None) for name in names]

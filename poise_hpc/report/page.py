@@ -21,17 +21,20 @@ from .curves import training
 from .details import details
 from .evidence import mechanisms, outcomes
 from .gather import Findings, gather
-from .markup import Html, cut, h, join, text
+from .markup import cut, h, join, text
 from .opening import opening
 from .pareto import pareto
 from .progress import progress
 from .provenance import provenance
 from .tree import genealogy
+from .words import note
 
 CANDIDATES = 30
-CONTENTS = (("confirmed", "Confirmed"), ("leaderboard", "Leaderboard"), ("progress", "Progress"), ("genealogy", "Genealogy"), ("pareto", "Trade-offs"),
-            ("curves", "Curves"), ("mechanisms", "Mechanisms"), ("outcomes", "Outcomes"), ("choices", "Parents"), ("cost", "Cost"), ("details", "Details"),
-            ("provenance", "Provenance"))
+CONTENTS = {  # in the order of the page: id of a section -> what the contents call it, what makes it
+    "confirmed": ("Confirmed", confirmed), "leaderboard": ("Leaderboard", leaderboard), "progress": ("Progress", progress),
+    "genealogy": ("Genealogy", genealogy), "pareto": ("Trade-offs", pareto), "curves": ("Curves", training), "mechanisms": ("Mechanisms", mechanisms),
+    "outcomes": ("Outcomes", outcomes), "choices": ("Parents", choices), "cost": ("Cost", costs), "details": ("Details", details),
+    "provenance": ("Provenance", provenance)}
 
 
 def write(campaign: Campaign, out: Path | None = None, candidates: int = CANDIDATES) -> dict[str, Any]:
@@ -45,16 +48,18 @@ def write(campaign: Campaign, out: Path | None = None, candidates: int = CANDIDA
     except OSError as error:
         raise PoiseError(f"cannot write {path}: {error.strerror or error}. Give another place with --out") from None
     return {"file": str(path), "bytes": len(content.encode()), "archived": len(findings.entries), "detailed": list(findings.detailed),
-            "left_out": len(findings.entries) - len(findings.detailed), "winner": findings.winner.id if findings.winner else None, "problems": findings.problems}
+            "left_out": len(findings.entries) - len(findings.detailed), "winner": findings.winner.id if findings.winner else None,
+            "problems": findings.problems}
 
 
 def page(f: Findings, made: str) -> str:
     """The same findings at the same time give the same page."""
-    body = join([opening(f), confirmed(f), leaderboard(f), progress(f), genealogy(f), pareto(f), training(f), mechanisms(f), outcomes(f), choices(f), costs(f),
-                 details(f), provenance(f, made, __version__)])
-    links: Html = h("nav", h("ul", [h("li", h("a", words, href=f"#{name}")) for name, words in CONTENTS]), aria_label="Contents")
+    links = [h("li", h("a", words, href=f"#{name}")) for name, (words, _) in CONTENTS.items()]
+    footer = h("footer", note(f"Made {made} by poise-hpc {__version__}."))
     template = (resources.files(__package__) / "page.html").read_text()
-    return Template(template).substitute(title=text(cut(f"{f.campaign.root.name}: search report", 120)), policy=text(policy(template)), contents=links, body=body)
+    return Template(template).substitute(
+        title=text(cut(f"{f.campaign.root.name}: search report", 120)), policy=text(policy(template)),
+        contents=h("nav", h("ul", links), aria_label="Contents"), body=join([opening(f), [make(f) for _, make in CONTENTS.values()], footer]))
 
 
 def policy(template: str) -> str:

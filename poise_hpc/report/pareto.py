@@ -27,13 +27,14 @@ def pareto(f: Findings) -> Html:
     pairs = list(combinations(names[:MEASURES], 2))
     panels = [_panel(f, names, values, a, b, set(front), W * (i % 3), 34 + H * (i // 3)) for i, (a, b) in enumerate(pairs)]
     return section(
-        "pareto", title, h("p", f"{len(front)} of {len(f.scored):,} scored candidates are on the front of all {len(names)} benchmarks: no other is at least "
-                           "as good on each and better on one. That counts means as they are; one standard error can carry a candidate on or off it."
-                           + _baseline(f, names, values)),
+        "pareto", title, h("p", f"{len(front)} of {len(f.scored):,} scored candidates are on the front of all {len(names)} benchmarks: no other is at "
+                           "least as good on each and better on one. That counts means as they are; one standard error can carry a candidate on or off "
+                           "it.", _baseline(f, names, values)),
         svg.figure(34 + H * ((len(pairs) + 2) // 3), f"Benchmark scores pair by pair: {', '.join(names[:MEASURES])}", svg.legend(8, 16, [
             ("on the front of all benchmarks", svg.mark(0, 0, "ring", r=5)), ("front of this pair", svg.segment(-8, 0, 8, 0, "line front")),
             (cut(f.label, 24), diamond(0, 0))]), panels, name="pareto",
-            caption=["Points, mean over seeds at the last evaluation point; up and to the right is better; what lies far below stands at the edge. ", shades_note(f)]),
+            caption=["Points, mean over seeds at the last evaluation point; up and to the right is better; what lies far below stands at the edge. ",
+                     shades_note(f)]),
         table(["Candidate", *(f"#{n}" for n in names), "#Overall", "Best at"], _rows(f, names, values, front[:FRONT]),
               "The front of all benchmarks" + (f", the best {FRONT} of {len(front)} by sum" if len(front) > FRONT else ""), sortable=True))
 
@@ -66,7 +67,8 @@ def _panel(f: Findings, names: list[str], values: np.ndarray, a: str, b: str, fr
         marks = [svg.mark(px, py, f"dot {shade(f, e)}", f"{tip(e)}; {a} {points(u)}, {b} {points(v)}", 3.6)
                  for (px, py), e, u, v in reversed(list(zip(places, f.scored, xs, ys, strict=True)))]
     rings = [svg.mark(px, py, "ring", r=5.4) for (px, py), e in zip(places, f.scored, strict=True) if e.id in front][:DOTS]
-    line = svg.polyline([step for i, j in zip(pair, [*pair[1:], pair[-1]], strict=True) for step in (places[i], (places[i][0], places[j][1]))], "front")
+    corners = [(places[i][0], places[j][1]) for i, j in zip(pair, pair[1:], strict=False)]
+    line = svg.polyline([point for i, corner in zip(pair, [*corners, places[pair[-1]]], strict=True) for point in (places[i], corner)], "front")
     return h("g", svg.axis_y(y, x.start, x.end, 4), svg.axis_x(x, y.end, y.start, a, 4), svg.label(x.start, top + 6, b, "axis"), line, marks, rings,
              diamond(x.clip(base[a]), y.clip(base[b]), tip(f.baseline)) if f.baseline and a in base and b in base else None)
 
@@ -85,7 +87,7 @@ def _rows(f: Findings, names: list[str], values: np.ndarray, front: list[str]) -
         score = f.entries[id].score
         assert score is not None
         top = [n for n, b in zip(names, best, strict=True) if id in place and score.benchmarks[n] == b]
-        out.append([cell(named(f, id), order=id), *(cell(h("strong", points(score.benchmarks.get(n))) if n in top else points(score.benchmarks.get(n)),
-                                                        number=True, order=score.benchmarks.get(n)) for n in names),
+        figures = [(score.benchmarks.get(n), n in top) for n in names]
+        out.append([cell(named(f, id), order=id), *(cell(h("strong", points(v)) if first else points(v), number=True, order=v) for v, first in figures),
                     cell(points(score.overall), number=True, order=score.overall), "baseline" if id == BASELINE_ID else ", ".join(top) or "–"])
     return out

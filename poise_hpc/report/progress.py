@@ -30,7 +30,8 @@ def progress(f: Findings) -> Html:
         height, f"Overall of {len(f.scored)} candidates by number, with the best so far", svg.legend(LEFT, 18, shades_key(f)),
         svg.axis_y(y, LEFT, RIGHT), svg.axis_x(x, TOP, strip + 8 if lost else BOTTOM, "candidate, in the order of proposal"),
         svg.label(14, (TOP + BOTTOM) / 2, "Overall, points", "axis", "middle", transform=f"rotate(-90 14 {(TOP + BOTTOM) / 2:.0f})"),
-        svg.label(RIGHT + 14, strip + 4, f"failed ({len(lost):,})", "key") if lost else None, *([lines, crosses, _marks(f, x, y, few)] if few else [crosses, _marks(f, x, y, few), lines]), labels,
+        svg.label(RIGHT + 14, strip + 4, f"failed ({len(lost):,})", "key") if lost else None,
+        *([lines, crosses, _marks(f, x, y, few)] if few else [crosses, _marks(f, x, y, few), lines]), labels,  # clouds would hide the lines
         name="progress", caption=[_intervals(f), _luck_words(f), " ", shades_note(f)]))
 
 
@@ -109,5 +110,5 @@ def _luck_words(f: Findings) -> str:
         return "A triangle at the lower edge lies below the plot."
     n = len(f.scored)
     return (f"Dashed: the best of n candidates that are all exactly as good as {f.label} would stand there on average, by lucky seeds alone; "
-            f"with {n:,}, {f.noise * stats.expected_best(n):.1f} points above it (standard error of a candidate {f.noise:.2f} points). A triangle at the "
-            "lower edge lies below the plot.")
+            f"with {n:,}, {f.noise * stats.expected_best(n):.1f} points above it (standard error of a candidate {f.noise:.2f} points). "
+            "A triangle at the lower edge lies below the plot.")

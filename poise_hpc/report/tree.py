@@ -30,7 +30,8 @@ def genealogy(f: Findings) -> Html:
     links = sorted(((e, p) for e, _ in ordered if (p := _under(e, place)) is not None), key=lambda pair: pair[0].id in f.line)
     left = len(f.entries) - len(shown)
     return section("genealogy", title, svg.figure(
-        TOP + ROW * len(ordered) + 8, f"Tree of {len(ordered)} candidates by parent", svg.legend(8, 18, [*shades_key(f), ("failed", svg.cross(0, 0, "failed"))]),
+        TOP + ROW * len(ordered) + 8, f"Tree of {len(ordered)} candidates by parent",
+        svg.legend(8, 18, [*shades_key(f), ("failed", svg.cross(0, 0, "failed"))]),
         svg.label(names, 44, "candidate", "key"), svg.label(770, 44, "Overall", "key", "end"),
         svg.label(svg.WIDTH - 8, 44, f"against {cut(f.label, 14)}", "key", "end"),
         [_link(at[p], at[e.id], e.id in f.line) for e, p in links], [_row(f, e, at[e.id], names) for e, _ in ordered], name="genealogy", caption=[
