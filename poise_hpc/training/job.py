@@ -46,8 +46,8 @@ def run(job: dict[str, Any], attempt_dir: Path) -> dict[str, Any]:
             files.append_line(attempt_dir / "timings.jsonl", timing(row, seconds, wall, config))
         worker.progress("train", finished, total, reward=row["reward"], acc=row["acc"])
         if finished in points.values():
-            model = trainer.engine.full_model()
-            saved = checkpoint.snapshot(attempt_dir, finished, model, Path(job["model"])) if first else None
+            weights = trainer.engine.weights()
+            saved = checkpoint.snapshot(attempt_dir, finished, trainer.engine.model, weights, Path(job["model"])) if first else None
             name, sha256 = ranks.gather(saved)[0]
             snapshots[name] = sha256
         stop = ranks.any(worker.stop_requested())
@@ -81,7 +81,7 @@ def make_trainer(config: Config, job: dict[str, Any], ranks: Any) -> Any:
         return Policy(model, config.rollout.temperature, config.train.share_prompt, recompute)
 
     algorithm = load(Path(job["package"]))
-    engine = Engine(policy(config.train.gradient_checkpointing), config.train, config.model.dtype, ranks)
+    engine = Engine(policy(config.train.gradient_checkpointing), config.train, config.model.dtype, ranks, sampled=config.rollout.engine == "hf")
     reference = policy(False).requires_grad_(False) if "ref_logp" in algorithm.needs else None
     task = load_task(config, job.get("data_sha256"))
     return Trainer(config, job["seed"], task, algorithm, engine, sampler_of(engine, config, Path(job["model"])), reference, ranks,
