@@ -178,6 +178,11 @@ class Engine:
         for state in self._optimizer.state.values():
             state["step"].fill_(updates)
 
+    def close(self) -> None:
+        """No more steps. DeepSpeed's gradient hooks hold weights and optimizer otherwise, where the garbage collector cannot see it;
+        under ZeRO-3 they still do, of this rank's share."""
+        self._engine.destroy()
+
     def _parameters(self) -> list[tuple[str, nn.Parameter]]:
         return list(self._engine.module.named_parameters())
 

@@ -21,13 +21,24 @@ SHARE = 0.4  # of the GPU's memory, for vLLM's weights and cache while it sample
 
 
 def run(job: dict[str, Any], attempt_dir: Path) -> dict[str, Any]:
-    from . import checkpoint, engine, process
+    from . import engine, process
 
-    config, total = configuration.parse(job["config"]), job["config"]["train"]["steps"]
-    worker.progress("load", 0, total)
+    config = configuration.parse(job["config"])
+    worker.progress("load", 0, config.train.steps)
     process.set_up(job["threads"])
-    ranks = engine.start()
-    trainer = make_trainer(config, job, ranks)
+    trainer = make_trainer(config, job, engine.start())
+    payload = run_steps(trainer, job, attempt_dir)
+    trainer.engine.close()  # whoever evaluates now has the memory
+    del trainer
+    process.collect()
+    return payload
+
+
+def run_steps(trainer: Any, job: dict[str, Any], attempt_dir: Path) -> dict[str, Any]:
+    """All steps from the newest checkpoint on, and what they leave behind; the payload."""
+    from . import checkpoint
+
+    config, ranks, total = trainer.config, trainer.ranks, trainer.config.train.steps
     recipe = recipe_of(config, job, ranks.world)
     done = checkpoint.resume(attempt_dir, [Path(p) for p in job["resume"]], recipe, trainer.engine, ranks)
     trainer.state = done.state if done.steps else trainer.state
