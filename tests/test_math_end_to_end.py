@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers_text import TEMPLATE, generated, math_options, model_folder, problem_sets, write_rows
+from helpers_text import TEMPLATE, math_options, model_folder, parities, write_rows
 from safetensors.torch import load_file
 
 from poise_hpc import config as configuration
@@ -55,7 +55,7 @@ def run_job(folder: Path, name: str, conf: configuration.Config, attempt: str | 
         [sys.executable, "-c", "import sys; from poise_hpc.jobs import run_attempt; run_attempt(sys.argv[1])", str(path)],
         env=env | {"SUBMITIT_LOCAL_NTASKS": str(ranks), "SUBMITIT_LOCAL_JOB_ID": "1", "SUBMITIT_LOCAL_GLOBALID": str(rank),
                    "SUBMITIT_LOCAL_LOCALID": str(rank)}) for rank in range(ranks)]
-    assert [process.wait(timeout=1000) for process in running] == [0] * ranks
+    assert [process.wait(timeout=280) for process in running] == [0] * ranks
     return files.read_json(path / "result.json") | {"log": (path / "log.out").read_text()}
 
 
@@ -100,11 +100,12 @@ class Course:
 @pytest.fixture(scope="module")
 def course(tmp_path_factory) -> Course:
     folder = tmp_path_factory.mktemp("mathematics")
-    sets, model = problem_sets(folder / "sets"), model_folder(folder / "model", taught=80)
+    sets, model = folder / "sets", model_folder(folder / "model", taught=40, problems=parities)
     (folder / "short.txt").write_text(TEMPLATE)
     # Answers that the rules cannot compare with a number: where math-verify is installed, its processes run inside the job's walls.
-    roots = [row | {"answer": r"\sqrt{" + row["answer"] + "}"} for row in generated(6, 300)]
-    data.import_file("roots", write_rows(folder / "roots.jsonl", roots), sets)
+    roots = [row | {"answer": r"\sqrt{" + row["answer"] + "}"} for row in parities(6, 300)]
+    for name, rows in (("drill", [row for level in range(1, 6) for row in parities(20, level, level)]), ("exam", parities(12, 100)), ("roots", roots)):
+        data.import_file(name, write_rows(folder / f"{name}.jsonl", rows), sets)
     options = math_options(sets, verifier="auto", template=str(folder / "short.txt"), max_new_tokens=12,
                            reward={"correct": 1.0, "format": 0.1, "length": 0.5},
                            splits={"exam": {"selection": "exam"}, "roots": {"selection": "roots"}})
@@ -139,14 +140,15 @@ def test_mathematics_from_problem_set_to_score(course, plain, scored):
     assert rows[0]["trained_rows"] > 0 and rows[0]["gradient_norm"] > 0
     # R = correct + 0.1 format + 0.5 length, also of the means
     c = rows[0]["components"]
-    assert 0 < c["format"] <= 1
+    assert 0 < c["correct"] < 1 and 0 < c["format"] <= 1
     assert rows[0]["reward"] == pytest.approx(c["correct"] + 0.1 * c["format"] + 0.5 * c["length"], abs=1e-6)
 
     conf = course.with_(0, 1)
     elements = [json.loads(path.read_text()) for path in sorted((scored / "elements").glob("*.json"))]
-    assert merge(elements, conf.evaluate.benchmarks)["final"] >= 0.0
     by_name = {e["benchmark"]: e for e in elements}
-    assert len(by_name["greedy"]["correct"]) == 12 and by_name["sampled"]["n"] == 4
+    right, found = by_name["greedy"]["correct"], by_name["sampled"]["correct"]
+    assert len(right) == 12 and len(found) == 6 and by_name["sampled"]["n"] == 4 and 0 < sum(right) < 12
+    assert merge(elements, conf.evaluate.benchmarks)["final"] == pytest.approx(50 * sum(right) / 12 + 50 * sum(n > 0 for n in found) / 6)
     assert all(e["data_sha256"] == course.given["data_sha256"] and e["components"]["grader_failed"] == 0.0 for e in elements)
     completions = unpack(scored / "elements" / "1-sampled.npz")
     assert len(completions) == 24 and isinstance(load_task(conf).show(completions[0]), str)
@@ -186,7 +188,7 @@ def test_gradients_are_equal_over_stages_and_ranks(course, plain, stage, ranks):
 
 def test_problems_that_have_changed_are_refused(course, scored, tmp_path):
     sets = shutil.copytree(course.folder / "sets", tmp_path / "sets")
-    data.import_file("exam", write_rows(tmp_path / "other.jsonl", generated(12, 9)), sets, replace=True)
+    data.import_file("exam", write_rows(tmp_path / "other.jsonl", parities(12, 9)), sets, replace=True)
     conf = configuration.parse(configuration.overlay(course.config, {"task": {"options": {"data": str(sets)}}}))
     refused = run_job(tmp_path, "evaluate", conf, **course.given, purpose="selection",
                       weights={"1": str(course.folder / "finished" / "snapshots" / "step-000003")})
