@@ -169,6 +169,14 @@ def layout(site: Site, ranks: int) -> tuple[int, int]:
     return nodes, ranks // nodes
 
 
+def check_ranks(site: Site, ranks: int, together: int) -> None:
+    """UsageError if this site has no room for a training job's ranks, or not on one node for those that hold one sampler `together`."""
+    each = layout(site, ranks)[1] if site.scheduler == "slurm" else ranks
+    if each % together:
+        raise UsageError(f"rollout.tensor_parallel: {together} ranks of one node hold a sampler together, and this site has {each} ranks on each "
+                         "node: a number that divides it was wanted, or another ranks_per_node in the site file")
+
+
 def use(site: Site, stage: str) -> Use:
     if stage not in Stages.model_fields:
         raise UsageError(f"unknown stage '{stage}'; known: {', '.join(Stages.model_fields)}")

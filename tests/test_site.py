@@ -110,6 +110,18 @@ def test_layout_fills_nodes_equally():
             site.layout(found, ranks)
 
 
+def test_ranks_that_hold_one_sampler_are_on_one_node():
+    found = site.parse({"nodes": 3, "ranks_per_node": 4})
+    for ranks, together in ((4, 4), (8, 2), (12, 4)):
+        site.check_ranks(found, ranks, together)
+    for ranks, together in ((8, 8), (6, 2), (12, 3)):  # 4, 3 and 4 on each node
+        with pytest.raises(UsageError, match="rollout.tensor_parallel"):
+            site.check_ranks(found, ranks, together)
+    with pytest.raises(UsageError, match="13 ranks do not fit this site"):
+        site.check_ranks(found, 13, 1)
+    site.check_ranks(site.parse({"scheduler": "local"}), 8, 4)
+
+
 def test_memory_and_gpus_are_for_the_ranks_of_one_node():
     found = site.parse({"nodes": 2, "ranks_per_node": 4, "gpus": {"per_node": 8, "type": "a100"}, "mem_gb_per_rank": 1.5})
     parameters = site.sbatch_parameters(found, "train", ranks=6)  # 2 nodes x 3 ranks
