@@ -46,11 +46,13 @@ def package(code: Mapping[str, str], target: str, folder: Path, origin: dict[str
     """A package's export. `origin` says where it comes from; "name" names the plug-in."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} is there already; give a new or an empty folder")
+    if target == "openrlhf":
+        raise UsageError(targets.OPENRLHF)
     with tempfile.TemporaryDirectory(prefix="poise-export-") as scratch:
         facts, versions, vectors = measure(code, Path(scratch), weight_cap)
     if reasons := targets.refusals(target, facts):
         raise UsageError(f"{origin['name']} cannot be exported to {target}:\n" + "\n".join(f"- {reason}" for reason in reasons))
-    plugin = "poise_" + re.sub(r"\W+", "_", origin["name"].lower(), flags=re.ASCII).strip("_")
+    plugin = "poise_" + (re.sub(r"\W+", "_", origin["name"].lower(), flags=re.ASCII).strip("_") or "algorithm")
     texts = assembled(code, target, plugin, facts, origin, weight_cap)
     provenance = {"format": FORMAT, "target": {"name": target, "version": targets.TARGETS[target].version}, "plugin": plugin, "origin": origin,
                   "algorithm": facts, "weight_cap": weight_cap, "exported_with": {"poise_hpc": __version__, **versions},
@@ -79,7 +81,7 @@ def measure(code: Mapping[str, str], scratch: Path, weight_cap: float) -> tuple[
 def assembled(code: Mapping[str, str], target: str, plugin: str, facts: dict[str, Any], origin: dict[str, Any],
               weight_cap: float) -> dict[str, str]:
     """Path -> text of everything but vectors and provenance."""
-    reads = targets.reads(facts)
+    reads = targets.reads(target, facts)
     words = {"plugin": plugin, "name": origin["name"], "install": targets.TARGETS[target].install, "version": targets.TARGETS[target].version,
              "reduction": facts["reduction"], "weight_cap": f"{weight_cap:g}", "poise": __version__,
              "source": f"{origin['candidate']} of campaign {origin['campaign']}" if "campaign" in origin else origin["name"],

@@ -1,4 +1,4 @@
-"""Between an algorithm and a foreign trainer: what every adapter needs, and no trainer has. An export takes this file along.
+"""Between an algorithm and a foreign trainer: what every adapter needs, and no trainer has. Exports take this file along.
 
 The same arithmetic as `training.candidate` and `training.loop`, which also take blame apart and deal rows to ranks. The vectors
 that an export stores come from those two; its test compares.

@@ -25,20 +25,19 @@ OPENRLHF = ("OpenRLHF (0.11) has no place to register an algorithm in: advantage
             "workers build themselves, a plug-in would have to replace these classes in every worker. Export to trl or verl")
 
 
-def reads(facts: Mapping[str, Any]) -> list[str]:
+def reads(target: str, facts: Mapping[str, Any]) -> list[str]:
     """What an adapter must be told where to find."""
     found = [f"components.{name}" for name in facts["components_read"]]
     if "valid" in facts["advantages_read"]:
         found.append("valid")
-    if "max_length" in (*facts["advantages_read"], *facts["loss_read"]) or facts["reduction"] == "seq-mean-token-sum-norm":
+    limit = "max_length" in (*facts["advantages_read"], *facts["loss_read"]) or facts["reduction"] == "seq-mean-token-sum-norm"
+    if limit and target == "verl":  # TRL's trainer knows it
         found.append("max_length")
     return found
 
 
 def refusals(target: str, facts: Mapping[str, Any]) -> list[str]:
     """Why the trainer cannot host it, one reason each; [] if it can."""
-    if target == "openrlhf":
-        return [OPENRLHF]
     if target == "trl":
         return []
     found = []

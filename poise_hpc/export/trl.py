@@ -1,4 +1,4 @@
-"""TRL: a GRPOTrainer whose advantages and loss are an algorithm's. An export takes this file along; nothing here imports it.
+"""TRL: a GRPOTrainer whose advantages and loss are an algorithm's. Exports take this file along, as adapter.py.
 
 TRL samples, rewards, shuffles and splits. The rest is the algorithm's and poise_hpc's: advantages over the whole generation
 batch of all processes; J = 1/Z sum m w l(A) with Z over all microbatches and processes of an optimizer step; w the truncated

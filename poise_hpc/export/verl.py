@@ -1,4 +1,4 @@
-"""verl: an algorithm as an advantage estimator and a policy loss of one name. An export takes this file along; nothing here imports it.
+"""verl: an algorithm as an advantage estimator and a policy loss of one name. Exports take this file along, as adapter.py.
 
 verl hands an estimator the rewards, the mask and the prompts' ids of a whole training step, and a policy loss one microbatch with the
 counts of its mini-batch over all ranks, so Z is exact: for completions if all mini-batches are full. The importance weight is verl's
@@ -31,6 +31,8 @@ def register(name: str, *, algorithm: Algorithm, reads: frozenset[str], componen
              valid: Read | None = None, max_length: int | None = None) -> None:
     """To be called in every process, once. `max_length` is data.max_response_length."""
     components = dict(components or {})
+    if algorithm.needs:  # a hyperparameter may have been changed after the export
+        raise ValueError(f"the algorithm needs {', '.join(sorted(algorithm.needs))}, which verl hands neither to an estimator nor to a policy loss")
     step.required(reads, components, valid, HOW)
     if "max_length" in reads and max_length is None:
         raise ValueError("the algorithm reads the longest allowed completion: register(max_length=...), data.max_response_length")
