@@ -32,16 +32,21 @@ AGAIN = 75  # EX_TEMPFAIL
 def check(folder: Path) -> dict[str, Any]:
     """The static gate and the contract checks; `{"outcome", "cause", "message", "checks": [...]}`."""
     with tempfile.TemporaryDirectory(prefix="poise-check-") as scratch:
-        attempt, config = Path(scratch), Config()
-        files.write_json(attempt / "job.json", {
-            "kind": str(Stage.CHECK), "package": os.path.abspath(folder), "config": config.dump(), "threads": 1, "ranks": 1,
-            "limits": limits(config, Stage.CHECK, [])})
-        # Also inside a Slurm allocation, whose variables would make this one rank of many.
-        jobs.run_attempt(str(attempt), jobs.Place(0, 1, 0, f"pid-{os.getpid()}", 0))
-        result = files.read_json(attempt / "result.json")
-        listed = files.read_json(attempt / "checks.json") or {}
+        result = alone(Stage.CHECK, folder, Path(scratch))
+        listed = files.read_json(Path(scratch) / "checks.json") or {}
         return {"package": str(folder), "outcome": result["outcome"], "cause": result["cause"], "message": result["message"],
                 "walls": result["walls"], **listed}
+
+
+def alone(kind: str, folder: Path, attempt: Path, **more: Any) -> dict[str, Any]:
+    """The result of a job on one package, within a check's limits, run here and now."""
+    config = Config()
+    files.write_json(attempt / "job.json", {
+        "kind": str(kind), "package": os.path.abspath(folder), "config": config.dump(), "threads": 1, "ranks": 1,
+        "limits": limits(config, Stage.CHECK, []), **more})
+    # Also inside a Slurm allocation, whose variables would make this one rank of many.
+    jobs.run_attempt(str(attempt), jobs.Place(0, 1, 0, f"pid-{os.getpid()}", 0))
+    return files.read_json(attempt / "result.json")
 
 
 def submissions(root: Path, config: Config, site_file: Path | None, keeper: Path) -> dict[str, Any]:
