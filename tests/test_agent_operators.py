@@ -9,15 +9,16 @@ from typing import get_args
 
 import pytest
 
-from helpers_agent import (CLIP_HIGHER_CODE, CONSISTENT, GRPO_CODE, Scripted, context, diagnosis, facts, idea, ideas, inconsistent,
+from helpers_agent import (CLIP_HIGHER_CODE, CONSISTENT, GRPO_CODE, Scripted, context, diagnosis, entry, facts, idea, ideas, inconsistent,
                            package, proposal)
 from poise_hpc.agent import evidence, propose, review, synthesize
 from poise_hpc.agent.conversation import Malformed
 from poise_hpc.agent.implement import implement, repair
 from poise_hpc.agent.llm_reflect import reflect, settle
+from poise_hpc.agent.priors import load_cards
 from poise_hpc.agent.prompts import render
 from poise_hpc.config import Config
-from poise_hpc.replay import Refused, Unavailable
+from poise_hpc.replay import Refused, TooLong, Unavailable
 from poise_hpc.types import Outcome, Reflection
 
 RULES = Reflection("supported", "By rules: nothing stands out.", ("healthy",))
@@ -35,7 +36,7 @@ def test_every_prompt_is_rendered_with_real_data_and_no_placeholder_is_left(tmp_
     first = iter([([], [(CLIP_HIGHER, "it has GRPO's mechanisms")])])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(propose, "sift", lambda p, c: next(first, (p, [])) if p else sift(p, c))
-        propose.propose(llm, context(), config, "notes", "cards")
+        propose.propose(llm, context(), config, "notes", ())
     implement(llm, "c0003", CLIP_HIGHER, context().parent_code)
     repair(llm, "c0003", CLIP_HIGHER, {"algorithm.py": GRPO_CODE}, ["wrong"])
     review.review(llm, "c0003", CLIP_HIGHER, {"algorithm.py": CLIP_HIGHER_CODE})
@@ -63,16 +64,16 @@ def test_render_wants_exactly_its_values():
 
 
 def test_the_proposal_prompt_shows_the_evidence():
-    text = propose.prompt(context(directive="shorter outputs"), Config(), "use means", "card: DAPO")
+    text = propose.prompt(context(directive="shorter outputs"), Config(), "use means", [c for c in load_cards() if c.name == "DAPO"])
     for shown in ("c0002 SA-GRPO: two-anchors; failed: nonfinite-loss", "1.5 [0, 3] against GRPO", "shorter outputs", "use means",
-                  "card: DAPO", "48 training steps, each 16 prompts x 8", "class GRPO(Algorithm)", "entropy_end 0.41"):
+                  "### DAPO (", "48 training steps, each 16 prompts x 8", "class GRPO(Algorithm)", "entropy_end 0.41"):
         assert shown in text
 
 
 def test_ideas_must_be_well_named():
     bad = ideas(idea(name="no good name"), idea(mechanisms=("Has Spaces",)))
     with pytest.raises(Malformed, match="no good name.*Has Spaces"):
-        propose.propose(Scripted({"propose": [bad, bad]}), context(), Config(), "", "")
+        propose.propose(Scripted({"propose": [bad, bad]}), context(), Config(), "", ())
 
 
 def test_twins_in_one_reply_count_once():
@@ -86,7 +87,7 @@ def test_other_ideas_go_to_siblings_while_the_first_is_pending():
     assert [a["name"] for a in first.details["alternatives"]] == ["B", "C"]
     sibling = context("c0004", pending=(("c0003", first),))
     llm = Scripted({})  # nothing is asked
-    assert [p.name for p in propose.propose(llm, sibling, Config(), "", "")] == ["B", "C"]
+    assert [p.name for p in propose.propose(llm, sibling, Config(), "", ())] == ["B", "C"]
     second = propose.choose(propose.siblings(sibling))
     third = replace(sibling, id="c0005", pending=(*sibling.pending, ("c0004", second)))
     assert [p.name for p in propose.siblings(third)] == ["C"]
@@ -104,6 +105,26 @@ def test_repair_shows_the_problems_and_takes_edits():
     fixed = repair(llm, "c0003", CLIP_HIGHER, {"algorithm.py": GRPO_CODE}, ["advantages: NaN for equal rewards"])
     assert fixed == {"algorithm.py": GRPO_CODE.replace("    clip: float = 0.2\n", "    clip: float = 0.1\n")}
     assert "- advantages: NaN for equal rewards" in llm.asked("repair")[0]
+
+
+def test_a_prompt_that_does_not_fit_shows_less(tmp_path):
+    """60 entries with long reflections: as many as fit, then 30, then 10 of them, the newest."""
+    many = tuple(entry(f"c{n:04d}", f"A{n}") for n in range(70))
+    long = Reflection("undecided", "word " * 400, ())
+    big = context("c0072", entries=many, reflections={e.id: long for e in many}, proposals={e.id: proposal(e.name, e.mechanisms) for e in many})
+    llm = Scripted({"propose": [TooLong("no"), TooLong("no"), ideas(idea())], "synthesize": [TooLong("no"), json.dumps(notes())]})
+    propose.propose(llm, big, Config.model_validate({"agent": {"models": {"default": ("m",)}}}), "", load_cards())
+    synthesize.revise(llm, big, 8, tmp_path)
+    shown = [len(re.findall(r"^- c00\d\d ", text, re.M)) for text in llm.asked("propose")]
+    assert shown == [60, 30, 10] and "- c0069 A69" in llm.asked("propose")[2]
+    assert [text.count("### ") for text in llm.asked("propose")] == [8, 4, 2]
+    full, less = map(len, llm.asked("synthesize"))
+    assert less < full / 3 and (tmp_path / "c0072.json").exists()
+    assert [r.turn for r in llm.requests] == [0] * 5 and all(len(r.messages) == 2 for r in llm.requests)
+
+
+def test_notes_that_do_not_fit_leave_the_older_ones(tmp_path):
+    assert synthesize.notes_for(Scripted({"synthesize": [TooLong("no")] * 3}), context("c0008"), 8, tmp_path) == ""
 
 
 # --- consistency

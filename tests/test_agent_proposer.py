@@ -97,7 +97,8 @@ def test_subtly_wrong_code_goes_back_with_the_reviewers_findings(tmp_path):
     ({"implement": ["I would rather not write code."] * 2}, "malformed-reply", "no whole file algorithm.py"),
     ({"implement": [Answer(None, refusal="I cannot help with that")]}, "refused", "I cannot help"),
     ({"implement": [Answer("")]}, "empty-reply", "no text"),
-], ids=["inconsistent", "gate", "no-repair", "no-code", "refusing", "empty"])
+    ({"implement": [package("# " + "long " * 10_000)], "repair": [Status(413)]}, "prompt-too-long", "is too long"),
+], ids=["inconsistent", "gate", "no-repair", "no-code", "refusing", "empty", "too-long"])
 def test_what_is_rejected_says_why_and_keeps_the_proposal(tmp_path, lines, cause, said):
     with pytest.raises(DraftRejected) as rejected:
         run(Play(propose=[ideas(idea())], **lines), tmp_path)

@@ -6,6 +6,7 @@ Figures are means over the training seeds, to four significant digits, so that a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ..config import Config
@@ -15,8 +16,20 @@ from .base import Context, Facts
 CURVES = ("reward", "acc", "valid", "truncated", "length", "entropy", "kl_old", "kl_ref", "clip_fraction",
           "gradient_norm", "zero_variance", "advantage_std", "ess")  # of a training step's row
 POINTS = 9                 # steps shown of a curve
-REFLECTION_CHARS = 1200    # of an earlier reflection, at most
-HISTORY = 60               # entries in the table of what was tried, newest
+
+
+@dataclass(frozen=True)
+class Detail:
+    """How much of the archive a prompt shows, at most."""
+
+    entries: int     # of what was tried, the newest
+    chars: int       # of an entry's change, and of its reflection
+    references: int
+    cards: int
+
+
+FULL = Detail(entries=60, chars=1200, references=4, cards=8)
+SHORTER = (Detail(30, 500, 4, 4), Detail(10, 250, 2, 2))  # where the model's context does not hold that, in turn
 
 
 def recipe(config: Config) -> str:
@@ -55,7 +68,7 @@ def score_text(score: Score | None) -> str:
     return "; ".join(parts)
 
 
-def entry_text(entry: EntrySummary, proposal: Proposal | None, reflection: Reflection | None) -> str:
+def entry_text(entry: EntrySummary, proposal: Proposal | None, reflection: Reflection | None, chars: int = FULL.chars) -> str:
     lines = [f"{entry.id} {entry.name} (parents: {', '.join(entry.parents) or 'none'}; mechanisms: "
              f"{', '.join(entry.mechanisms) or 'none'})",
              f"- outcome: {entry.outcome}" + (f", {entry.cause}" if entry.cause else "") + f"; {score_text(entry.score)}"]
@@ -63,27 +76,27 @@ def entry_text(entry: EntrySummary, proposal: Proposal | None, reflection: Refle
         lines.append("- training: " + ", ".join(f"{k} {number(v)}" for k, v in sorted(entry.behaviour.items())))
     if proposal:
         lines.append(f"- hypothesis: {proposal.hypothesis}")
-        lines.append(f"- change: {proposal.description}")
+        lines.append(f"- change: {_clip(proposal.description, chars)}")
     if reflection:
         lines.append(f"- reflection ({reflection.verdict}; {', '.join(reflection.symptoms) or 'no symptoms'}): "
-                     f"{_clip(reflection.text)}")
+                     f"{_clip(reflection.text, chars)}")
     return "\n".join(lines)
 
 
-def references_text(context: Context) -> str:
+def references_text(context: Context, detail: Detail = FULL) -> str:
     """The tiered reference set: why each is shown, then the entry."""
     by_id = {e.id: e for e in context.entries}
-    blocks = [f"**{r.tier}** ({r.why})\n{entry_text(by_id[r.id], context.proposals.get(r.id), context.reflections.get(r.id))}"
-              for r in context.references if r.id in by_id]
+    blocks = [f"**{r.tier}** ({r.why})\n{entry_text(by_id[r.id], context.proposals.get(r.id), context.reflections.get(r.id), detail.chars)}"
+              for r in context.references[:detail.references] if r.id in by_id]
     return "\n\n".join(blocks) or "None yet."
 
 
-def history_text(entries: Sequence[EntrySummary], pending: Sequence[tuple[str, Proposal]] = ()) -> str:
+def history_text(entries: Sequence[EntrySummary], pending: Sequence[tuple[str, Proposal]] = (), detail: Detail = FULL) -> str:
     """One line per candidate, newest last: what was tried, what came of it."""
     lines = [f"- {e.id} {e.name}: {', '.join(e.mechanisms)}; " + (
         f"{interval(e.score.delta, e.score.delta_ci)} against GRPO" if e.score and e.score.delta is not None else
         f"Overall {number(e.score.overall)}" if e.score else f"failed: {e.cause}") + f"; {e.verdict}"
-        for e in entries[-HISTORY:]]
+        for e in entries[-detail.entries:]]
     return "\n".join(lines + [f"- {id} {p.name}: {', '.join(p.mechanisms)}; still running" for id, p in pending]) or "Nothing yet."
 
 
@@ -126,6 +139,6 @@ def find_figure(facts: Facts, quantity: str, step: int | None) -> float | None:
     return named.get(quantity, facts.score.benchmarks.get(quantity, facts.behaviour.get(quantity)))
 
 
-def _clip(text: str) -> str:
+def _clip(text: str, chars: int) -> str:
     text = " ".join(text.split())
-    return text if len(text) <= REFLECTION_CHARS else text[:REFLECTION_CHARS].rsplit(" ", 1)[0] + " ..."
+    return text if len(text) <= chars else text[:chars].rsplit(" ", 1)[0] + " ..."

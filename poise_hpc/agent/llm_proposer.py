@@ -16,17 +16,17 @@ from pathlib import Path
 
 from ..algorithms import gate
 from ..config import Config
-from ..replay import EmptyReply, LLM, LLMError, Refused
+from ..replay import EmptyReply, LLM, LLMError, Refused, TooLong
 from ..types import Outcome, Proposal, Reflection
 from . import llm_reflect, propose, reflect as rules, review
 from .base import Context, Draft, DraftRejected, Facts
 from .conversation import Malformed
 from .implement import implement, repair
-from .priors import choose_cards, load_cards
+from .priors import load_cards
 from .synthesize import notes_for
 
-FINAL: dict[type[LLMError], str] = {  # recorded replies, the same for ever: asking again would not help
-    Malformed: "malformed-reply", Refused: "refused", EmptyReply: "empty-reply"}
+FINAL: dict[type[LLMError], str] = {  # recorded, the same for ever: asking again would not help
+    Malformed: "malformed-reply", Refused: "refused", EmptyReply: "empty-reply", TooLong: "prompt-too-long"}
 NEVER_RUN = frozenset({"duplicate", "gate", "inconsistent", *FINAL.values()})
 
 
@@ -38,7 +38,7 @@ class LLMProposer:
     def propose(self, context: Context) -> Draft:
         try:
             notes = notes_for(self.llm, context, self.config.agent.synthesize_every, self.notes)
-            ideas = propose.propose(self.llm, context, self.config, notes, choose_cards(self.cards, context))
+            ideas = propose.propose(self.llm, context, self.config, notes, self.cards)
         except tuple(FINAL) as error:
             raise DraftRejected(FINAL[type(error)], str(error), Draft(propose.unproposed(context, self.config), {})) from None
         proposal = propose.choose(ideas)

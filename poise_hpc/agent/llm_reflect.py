@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..replay import EmptyReply, LLM, Refused
+from ..replay import EmptyReply, LLM, Refused, TooLong
 from ..transcript import BudgetExceeded
 from ..types import Outcome, Reflection
 from . import evidence
@@ -50,7 +50,7 @@ def reflect(llm: LLM, facts: Facts, rules: Reflection) -> Reflection:
         found = talk.ask(text, reads_json(Diagnosis, _slugs), schema)
         if wrong := false_citations(facts, found):
             found = talk.ask(render("citations", wrong="\n".join(f"- {w}" for w in wrong)), reads_json(Diagnosis, _slugs), schema)
-    except (Malformed, Refused, EmptyReply, BudgetExceeded) as error:
+    except (Malformed, Refused, EmptyReply, TooLong, BudgetExceeded) as error:
         return Reflection(rules.verdict, f"{rules.text}\n\n(No reflection by the language model: {error})", rules.symptoms, rules.author)
     return Reflection(settle(rules.verdict, found.verdict, facts.outcome), compose(facts, found),
                       tuple(dict.fromkeys([*rules.symptoms, *found.symptoms])), f"llm:{talk.model}")

@@ -6,6 +6,7 @@ proposal (`details["alternatives"]`) and become its siblings', as long as it is 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -18,6 +19,7 @@ from .base import Context, Draft
 from .conversation import Conversation, json_schema, reads_json
 from .novelty import check_novelty
 from .package_text import show_package
+from .priors import Card, choose_cards
 from .prompts import render
 
 Input = Literal["reward", "components", "valid", "truncated", "group", "length", "logp_old", "logp_rollout", "logp_ref",
@@ -52,30 +54,31 @@ class Ideas(BaseModel):
     proposals: list[Idea] = Field(description="the most promising first")
 
 
-def propose(llm: LLM, context: Context, config: Config, notes: str, cards: str) -> list[Proposal]:
+def propose(llm: LLM, context: Context, config: Config, notes: str, cards: Sequence[Card]) -> list[Proposal]:
     """Novel ideas, the best first; the duplicates of the last round, with `details["duplicate"]`, if none is novel."""
     if not context.ideas and (waiting := siblings(context)):
         return waiting
     talk = Conversation(llm, "propose", context.id)
     text = prompt(context, config, notes, cards)
+    shorter = (prompt(context, config, notes, cards, detail) for detail in evidence.SHORTER)
     for _ in range(config.agent.duplicate_rounds + 1):
-        ideas = talk.ask(text, reads_json(Ideas, _problems), json_schema(Ideas)).proposals
+        ideas = talk.ask(text, reads_json(Ideas, _problems), json_schema(Ideas), shorter).proposals
         proposals = [as_proposal(idea, context, talk.model) for idea in ideas]
         fresh, known = sift(proposals, context)
         if fresh:
             return fresh
-        text = render("duplicates", duplicates="\n".join(f"- {p.name}: {reason}" for p, reason in known))
+        text, shorter = render("duplicates", duplicates="\n".join(f"- {p.name}: {reason}" for p, reason in known)), iter(())
     return [with_details(p, duplicate=reason) for p, reason in known]
 
 
-def prompt(context: Context, config: Config, notes: str, cards: str) -> str:
+def prompt(context: Context, config: Config, notes: str, cards: Sequence[Card], detail: evidence.Detail = evidence.FULL) -> str:
     parent = context.parent
     return render(
         "propose", count=str(config.agent.proposals),
         parent=evidence.entry_text(parent, context.parent_proposal, context.reflections.get(parent.id)),
-        parent_code=show_package(context.parent_code), references=evidence.references_text(context),
-        history=evidence.history_text(context.entries, context.pending), notes=notes or "None yet.",
-        cards=cards or "None.", recipe=evidence.recipe(config),
+        parent_code=show_package(context.parent_code), references=evidence.references_text(context, detail),
+        history=evidence.history_text(context.entries, context.pending, detail), notes=notes or "None yet.",
+        cards=choose_cards(cards, context, detail.cards) or "None.", recipe=evidence.recipe(config),
         directive=wishes(context))
 
 
