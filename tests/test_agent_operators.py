@@ -94,6 +94,19 @@ def test_other_ideas_go_to_siblings_while_the_first_is_pending():
     assert propose.siblings(replace(sibling, parent=sibling.entries[1])) == []  # another parent's ideas
 
 
+def test_a_new_directive_asks_anew():
+    """c0003 has ideas left, made without a directive: under one, its siblings are asked for, and theirs go on from there."""
+    names = iter(["A", "B", "C", "D"])
+    llm = Scripted({"propose": [ideas(*(idea(f"{name}-GRPO", (f"mechanism-{name.lower()}",)) for name in (next(names), next(names)))) for _ in "12"]})
+    config = Config.model_validate({"agent": {"models": {"default": ("m",)}}})
+    pending = ()
+    for id, directive, name in [("c0003", None, "A"), ("c0004", "shorter", "C"), ("c0005", "shorter", "D"), ("c0006", None, "B")]:
+        made = propose.choose(propose.propose(llm, context(id, pending=pending, directive=directive), config, "", ()))
+        assert made.name == f"{name}-GRPO" and made.details["directive"] == directive
+        pending += ((id, made),)
+    assert ["shorter" in text for text in llm.asked("propose")] == [False, True]
+
+
 def test_a_taken_name_gets_the_id():
     taken = context(pending=(("c0002", proposal("X-GRPO", ("q",))),))
     assert propose.as_proposal(propose.Idea(**idea("X-GRPO")), taken, "m").name == "X-GRPO-c0003"

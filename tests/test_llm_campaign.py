@@ -326,6 +326,20 @@ def test_guidance_holds_from_the_next_proposal_on_and_replays(tmp_path):
     assert replaying.compare(opened, target)["different"] == {}
 
 
+def test_a_directive_reaches_the_sibling_of_a_candidate_that_runs(tmp_path):
+    """c0001's reply holds c0002's idea as well; a directive given in between is asked with all the same."""
+    with LLMServer(Agent(FEW)) as server:
+        opened = llm_campaign(tmp_path / "c", server.url, 2, per_parent=2)
+        driven = controller(opened, threads=False)
+        while driven.count < 2:
+            driven.step()
+        assert driven.campaign.proposal("c0001").details["alternatives"][0]["name"] == "SEQ-GRPO"
+        orders.give(opened, "directive", text="write shorter outputs")
+        finish(driven)
+        asked = prompts(server, "# Task\n\nPropose ")
+    assert ["write shorter outputs" in text for text in asked] == [False, True]
+
+
 # --- killed at any write
 
 

@@ -119,10 +119,10 @@ def novelty(draft: Draft, context: Context) -> str | None:
 
 
 def siblings(context: Context) -> list[Proposal]:
-    """Ideas left over from pending candidates of the same parent, still novel."""
+    """Ideas left over from pending candidates of the same parent, made under the same directive, still novel."""
     left = [Proposal.from_json(data | {"parents": (context.parent.id,)})
             for _, pending in context.pending if pending.parents == (context.parent.id,)
-            for data in pending.details.get("alternatives", ())]
+            for data in pending.details.get("alternatives", ()) if data["details"].get("directive") == context.directive]
     return sift(left, context)[0]
 
 
@@ -138,7 +138,7 @@ def as_proposal(idea: Idea, context: Context, model: str) -> Proposal:
     return Proposal(
         name=name, parents=(context.parent.id,), hypothesis=idea.hypothesis, mechanisms=tuple(dict.fromkeys(idea.mechanisms)),
         description=idea.description, expected_effect=idea.expected_effect, sources=tuple(idea.sources),
-        proposer=f"llm:{model}", details={"responds_to": sorted(set(idea.responds_to)),
+        proposer=f"llm:{model}", details={"directive": context.directive, "responds_to": sorted(set(idea.responds_to)),
                                           "hyperparameters": {h.name: h.value for h in idea.hyperparameters},
                                           "meanings": {h.name: h.meaning for h in idea.hyperparameters}})
 
