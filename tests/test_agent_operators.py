@@ -13,10 +13,12 @@ from helpers_agent import (CLIP_HIGHER_CODE, CONSISTENT, GRPO_CODE, Scripted, co
                            package, proposal)
 from poise_hpc.agent import evidence, propose, review, synthesize
 from poise_hpc.agent.conversation import Malformed
-from poise_hpc.agent.implement import implement, repair
+from poise_hpc.agent.implement import implement, proposal_text, repair
 from poise_hpc.agent.llm_reflect import reflect, settle
+from poise_hpc.agent.package_text import show_package
 from poise_hpc.agent.priors import load_cards
 from poise_hpc.agent.prompts import render
+from poise_hpc.algorithms import load, seeds
 from poise_hpc.config import Config
 from poise_hpc.replay import Refused, TooLong, Unavailable
 from poise_hpc.types import Outcome, Reflection
@@ -116,7 +118,7 @@ def test_repair_shows_the_problems_and_takes_edits():
     edit = "<<<<<<< SEARCH algorithm.py\n    clip: float = 0.2\n=======\n    clip: float = 0.1\n>>>>>>> REPLACE"
     llm = Scripted({"repair": [edit]})
     fixed = repair(llm, "c0003", CLIP_HIGHER, {"algorithm.py": GRPO_CODE}, ["advantages: NaN for equal rewards"])
-    assert fixed == {"algorithm.py": GRPO_CODE.replace("    clip: float = 0.2\n", "    clip: float = 0.1\n")}
+    assert fixed.proposal == CLIP_HIGHER and fixed.files == {"algorithm.py": GRPO_CODE.replace("    clip: float = 0.2\n", "    clip: float = 0.1\n")}
     assert "- advantages: NaN for equal rewards" in llm.asked("repair")[0]
 
 
@@ -160,12 +162,35 @@ def test_declarations_that_differ_are_found_without_a_call(old, new, found):
     assert found in review.mismatches(CLIP_HIGHER, {"algorithm.py": CLIP_HIGHER_CODE.replace(old, new)})[0]
 
 
-def test_a_claimed_input_that_is_never_read_is_found():
-    claims = propose.with_details(CLIP_HIGHER, responds_to=["reward", "valid"])
-    assert review.mismatches(claims, {"algorithm.py": CLIP_HIGHER_CODE}) == [
-        "the proposal says that the values respond to `valid`; the code never reads it"]
+def test_a_claimed_input_that_no_line_reads_is_for_the_reviewer_to_judge():
+    """The proposal may be wrong where the code is right: GSPO's ratio depends on the length through the mask alone."""
+    gspo = {"algorithm.py": seeds.source("gspo")}
+    claims = proposal("GSPO-2", load.declared_mechanisms(gspo), responds_to=["reward", "group", "logp_old", "length"])
+    said = "the proposal says that the values respond to `length`; no line reads it"
+    assert review.mismatches(claims, gspo) == [] and review.unread(claims, gspo) == [said]
+    llm = Scripted({"review": [CONSISTENT]})
+    assert review.review(llm, "c0003", claims, gspo) == [] and f"- {said}" in llm.asked("review")[0]
     inherits = "from poise_hpc.algorithms.validity_masking import ValidityMasking\n" + CLIP_HIGHER_CODE
-    assert review.mismatches(claims, {"algorithm.py": inherits}) == []  # it may be read there
+    assert review.unread(claims, {"algorithm.py": inherits}) == []  # it may be read there
+
+
+def test_repair_may_correct_what_the_proposal_says_it_responds_to():
+    package = {"algorithm.py": CLIP_HIGHER_CODE}
+    made = repair(Scripted({"repair": ["The code is right.\n\nresponds_to: reward, `group`, valid\n"]}), "c0003", CLIP_HIGHER, package, ["x"])
+    assert made.files == package and made.proposal.details["responds_to"] == ["group", "reward", "valid"]
+    assert made.proposal.details["hyperparameters"] == {"clip_high": 0.28}
+    llm = Scripted({"repair": ["responds_to: rewards", show_package({"algorithm.py": "responds_to: int = 1\n"})]})
+    assert repair(llm, "c0003", CLIP_HIGHER, package, ["x"]).proposal == CLIP_HIGHER  # a line of code is no declaration
+    assert "rewards is no input" in llm.asked("repair")[1]
+
+
+def test_a_hyperparameter_is_shown_whole_and_compared_as_a_number():
+    exact = propose.with_details(CLIP_HIGHER, hyperparameters={"clip_high": 0.2812345678})
+    assert "clip_high = 0.2812345678" in proposal_text(exact)
+    code = {"algorithm.py": CLIP_HIGHER_CODE.replace("0.28", "0.28123456780000001")}
+    assert review.mismatches(exact, code) == []
+    assert "clip_high is 0.2812345678 in the proposal and 0.281235 in the code" in review.mismatches(
+        exact, {"algorithm.py": CLIP_HIGHER_CODE.replace("0.28", "0.281235")})[0]
 
 
 def test_measured_responses_against_claims():

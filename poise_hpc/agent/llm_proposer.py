@@ -17,7 +17,7 @@ from pathlib import Path
 from ..algorithms import gate
 from ..config import Config
 from ..replay import EmptyReply, LLM, LLMError, Refused, TooLong
-from ..types import Outcome, Proposal, Reflection
+from ..types import Outcome, Reflection
 from . import llm_reflect, propose, reflect as rules, review
 from .base import Context, Draft, DraftRejected, Facts
 from .conversation import Malformed
@@ -44,7 +44,8 @@ class LLMProposer:
         proposal = propose.choose(ideas)
         if reason := proposal.details.get("duplicate"):
             raise DraftRejected("duplicate", reason, Draft(proposal, {}))
-        return self._work(context.id, proposal, {}, lambda: implement(self.llm, context.id, proposal, context.parent_code),
+        return self._work(context.id, Draft(proposal, {}),
+                          lambda: Draft(proposal, implement(self.llm, context.id, proposal, context.parent_code)),
                           lambda draft: propose.novelty(draft, context))
 
     def repair(self, id: str, draft: Draft, messages: Sequence[str]) -> Draft:
@@ -53,7 +54,7 @@ class LLMProposer:
         if done >= self.config.agent.repair_rounds:
             raise DraftRejected("check-failed", "; ".join(messages), draft)
         proposal = propose.with_details(draft.proposal, repairs=done + 1)
-        return self._work(id, proposal, draft.files, lambda: repair(self.llm, id, proposal, draft.files, messages))
+        return self._work(id, Draft(proposal, draft.files), lambda: repair(self.llm, id, proposal, draft.files, messages))
 
     def confirm(self, id: str, draft: Draft, response: Mapping[str, float]) -> list[str]:
         """After its checks passed: what the measured response (payload["response"] of the check job) speaks against, if
@@ -69,13 +70,11 @@ class LLMProposer:
             return rules.reflect(facts)  # the cause says it all; there is nothing to diagnose, and nothing to pay for
         return llm_reflect.reflect(self.llm, facts, rules.reflect(facts))
 
-    def _work(self, id: str, proposal: Proposal, files: Mapping[str, str], first: Callable[[], dict[str, str]],
-              novelty: Callable[[Draft], str | None] = lambda draft: None) -> Draft:
+    def _work(self, id: str, draft: Draft, first: Callable[[], Draft], novelty: Callable[[Draft], str | None] = lambda draft: None) -> Draft:
         """A package that gate, declarations, novelty and reviewer accept, in a bounded number of rounds."""
         try:
-            files = first()
+            draft = first()
             for done in count():
-                draft = Draft(proposal, files)
                 if reason := novelty(draft):
                     raise DraftRejected("duplicate", reason, draft)
                 cause, problems = self._problems(id, draft)
@@ -83,9 +82,9 @@ class LLMProposer:
                     return draft
                 if done == self.config.agent.repair_rounds:
                     raise DraftRejected(cause, "; ".join(problems), draft)
-                files = repair(self.llm, id, proposal, files, problems)
+                draft = repair(self.llm, id, draft.proposal, draft.files, problems)
         except tuple(FINAL) as error:
-            raise DraftRejected(FINAL[type(error)], str(error), Draft(proposal, files)) from None
+            raise DraftRejected(FINAL[type(error)], str(error), draft) from None
 
     def _problems(self, id: str, draft: Draft) -> tuple[str, list[str]]:
         """Cheapest first: the reviewer is paid only for what syntax has nothing against."""

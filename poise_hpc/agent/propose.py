@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -74,7 +74,7 @@ def propose(llm: LLM, context: Context, config: Config, notes: str, cards: Seque
 def prompt(context: Context, config: Config, notes: str, cards: Sequence[Card], detail: evidence.Detail = evidence.FULL) -> str:
     parent = context.parent
     return render(
-        "propose", count=str(config.agent.proposals),
+        "propose", count=str(config.agent.proposals), inputs=", ".join(get_args(Input)),
         parent=evidence.entry_text(parent, context.parent_proposal, context.reflections.get(parent.id)),
         parent_code=show_package(context.parent_code), references=evidence.references_text(context, detail),
         history=evidence.history_text(context.entries, context.pending, detail), notes=notes or "None yet.",

@@ -6,6 +6,7 @@ Two mechanical sources: the package's syntax tree (here, before any job) and the
 from __future__ import annotations
 
 import ast
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import get_args
 
@@ -42,7 +43,7 @@ def review(llm: LLM, id: str, proposal: Proposal, package: Mapping[str, str], me
     """What the reviewer finds inconsistent; [] if the code does what the proposal says. `measured`: of `contradictions`."""
     seen = [f"{k}: {', '.join(v) or 'none'}" for k, v in static_evidence(package).items()]
     text = render("review", proposal=proposal_text(proposal), package=show_package(package),
-                  evidence="\n".join(f"- {line}" for line in [*seen, *(f"measured: {m}" for m in measured)]))
+                  evidence="\n".join(f"- {line}" for line in [*seen, *unread(proposal, package), *(f"measured: {m}" for m in measured)]))
     verdict = Conversation(llm, "review", id).ask(text, reads_json(Verdict, _contradicts_itself), json_schema(Verdict))
     return [f"the proposal says: {f.claim}; the code: {f.code}; {f.change}" for f in verdict.findings]
 
@@ -58,12 +59,18 @@ def mismatches(proposal: Proposal, package: Mapping[str, str]) -> list[str]:
     for name, value in proposal.details.get("hyperparameters", {}).items():
         if name not in fields and not seen["inherits from algorithms"]:
             out.append(f"hyperparameter {name} of the proposal is no field of the algorithm's dataclass")
-        elif name in fields and _number(fields[name]) not in (None, value):
-            out.append(f"hyperparameter {name} is {value:g} in the proposal and {fields[name]} in the code")
-    if not seen["inherits from algorithms"]:
-        unread = (set(proposal.details.get("responds_to", ())) & PLAIN_INPUTS) - set(seen["inputs read"])
-        out += [f"the proposal says that the values respond to `{name}`; the code never reads it" for name in sorted(unread)]
+        elif name in fields and (number := _number(fields[name])) is not None and not math.isclose(number, value):
+            out.append(f"hyperparameter {name} is {value!r} in the proposal and {fields[name]} in the code")
     return out
+
+
+def unread(proposal: Proposal, package: Mapping[str, str]) -> list[str]:
+    """Claimed inputs that no line reads: for the reviewer to judge, since it may be the claim that is wrong."""
+    seen = static_evidence(package)
+    if seen["inherits from algorithms"]:
+        return []
+    claimed = set(proposal.details.get("responds_to", ())) & PLAIN_INPUTS
+    return [f"the proposal says that the values respond to `{name}`; no line reads it" for name in sorted(claimed - set(seen["inputs read"]))]
 
 
 def contradictions(proposal: Proposal, response: Mapping[str, float]) -> list[str]:
