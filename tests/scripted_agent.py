@@ -110,8 +110,10 @@ class Agent:
         return inconsistent(found) if found else CONSISTENT
 
     def reflect(self, story: Story | None, text: str, turn: int) -> str:
+        overall = re.search(r"^- this candidate: Overall (\S+?)(?:;| \[)", text, re.M)
+        cited = [{"of": "candidate", "quantity": "overall", "step": None, "value": float(overall[1])}] if overall else []
         return json.dumps({"verdict": "undecided", "diagnosis": f"{story.name if story else 'GRPO'} learns as fast as its parent.",
-                           "citations": [], "symptoms": ["slow-start"], "next_step": "Widen the change."})
+                           "citations": cited, "symptoms": ["slow-start"], "next_step": "Widen the change."})
 
     def synthesize(self, story: None, text: str, turn: int) -> str:
         return json.dumps({"principles": [{"principle": "Keep clips.", "why": "stable", "supports": ["c0001"], "contradicts": []}],

@@ -9,7 +9,7 @@ from typing import get_args
 
 import pytest
 
-from helpers_agent import (CLIP_HIGHER_CODE, CONSISTENT, GRPO_CODE, Scripted, context, diagnosis, entry, facts, idea, ideas, inconsistent,
+from helpers_agent import (CLIP_HIGHER_CODE, CONSISTENT, GRPO_CODE, Scripted, cited, context, diagnosis, entry, facts, idea, ideas, inconsistent,
                            package, proposal)
 from poise_hpc.agent import evidence, propose, review, synthesize
 from poise_hpc.agent.conversation import Malformed
@@ -31,7 +31,7 @@ CLIP_HIGHER = proposal("CLIPHIGHER-GRPO", ("group-std", "asymmetric-clip"), resp
 def test_every_prompt_is_rendered_with_real_data_and_no_placeholder_is_left(tmp_path):
     llm = Scripted({"propose": [ideas(idea("GRPO-2", ("group-std", "symmetric-clip"))), ideas(idea())],
                     "implement": [package()], "repair": [package()], "review": [CONSISTENT],
-                    "reflect": ["not json", json.dumps(diagnosis(citations=[{"quantity": "entropy", "step": 3, "value": 9.0}])),
+                    "reflect": ["not json", json.dumps(diagnosis(citations=[cited("entropy", 3, 9.0)])),
                                 json.dumps(diagnosis())], "synthesize": [json.dumps(notes())]})
     config = Config.model_validate({"agent": {"models": {"default": ("m",)}}})
     sift = propose.sift
@@ -229,17 +229,35 @@ def test_a_reviewer_must_agree_with_itself():
 def test_reflection_cites_figures_that_stand_in_the_record():
     made = reflect(Scripted({"reflect": [json.dumps(diagnosis())]}), facts(), RULES)
     assert made.verdict == "supported" and made.author == "llm:m" and made.symptoms == ("healthy", "slow-start")
-    assert "Figures: entropy at step 10 0.5; hard/pass@32 40.5." in made.text and "Next: Widen" in made.text
+    assert "Figures: entropy at step 10 = 0.5; hard/pass@32 = 40.5." in made.text and "Next: Widen" in made.text
 
 
 def test_false_figures_go_back_and_are_then_left_out():
     # mean reward at step 10 over the two seeds: (1.0 + 1.2) / 2 = 1.1
-    cited = [{"quantity": "reward", "step": 10, "value": 1.1}, {"quantity": "reward", "step": 5, "value": 0.9},
-             {"quantity": "acc", "step": 5, "value": 0.1}]
-    llm = Scripted({"reflect": [json.dumps(diagnosis(citations=cited))] * 2})
+    said = [cited("reward", 10, 1.1), cited("reward", 5, 0.9), cited("acc", 5, 0.1)]
+    llm = Scripted({"reflect": [json.dumps(diagnosis(citations=said))] * 2})
     made = reflect(llm, facts(), RULES)
     assert "- reward at step 5 = 0.9: it is 0.6\n- acc at step 5 = 0.1: no such figure was shown" in llm.asked("reflect")[1]
-    assert "Figures: reward at step 10 1.1." in made.text and "(2 cited figures do not stand in the record" in made.text
+    assert "Figures: reward at step 10 = 1.1." in made.text and "(2 cited figures do not stand in the record" in made.text
+
+
+@pytest.mark.parametrize(("figure", "shown"), [
+    (cited("reward", 10, 1.0, "grpo"), "GRPO's reward at step 10 = 1"),  # the baseline has one seed, the candidate's mean is 1.1
+    (cited("overall", None, 47.0, "grpo"), "GRPO's overall = 47"), (cited("hard/pass@32", None, 40.5, "parent"), "the parent's hard/pass@32 = 40.5"),
+    (cited("delta.low", None, 0.5), "delta.low = 0.5"), (cited("overall.high", None, 50.0), "overall.high = 50"),
+    (cited("overall@0.5", None, 46.0), "overall@0.5 = 46"), (cited("entropy_end", None, 0.5), "entropy_end = 0.5"),
+    (cited("parent_delta", None, 2.0), "parent_delta = 2")])
+def test_every_figure_that_is_shown_can_be_cited(figure, shown):
+    """Of the candidate, of GRPO or of the parent: nothing goes back."""
+    made = reflect(Scripted({"reflect": [json.dumps(diagnosis(citations=[figure]))]}), facts(), RULES)
+    assert f"Figures: {shown}.\n" in made.text
+
+
+def test_a_diagnosis_cites_something_if_anything_was_shown():
+    llm = Scripted({"reflect": [json.dumps(diagnosis(citations=[])), json.dumps(diagnosis())]})
+    assert reflect(llm, facts(), RULES).author == "llm:m" and "at least one figure was wanted" in llm.asked("reflect")[1]
+    nothing = facts(outcome=Outcome.CANDIDATE_ERROR, cause="check-failed", score=None, curves={})
+    assert reflect(Scripted({"reflect": [json.dumps(diagnosis(citations=[]))]}), nothing, RULES).author == "llm:m"
 
 
 @pytest.mark.parametrize(("rules", "model", "outcome", "verdict"), [

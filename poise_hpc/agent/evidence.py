@@ -63,7 +63,7 @@ def score_text(score: Score | None) -> str:
     parts = [f"Overall {interval(score.overall, score.ci)}"]
     if score.delta is not None:
         parts.append(f"against GRPO {interval(score.delta, score.delta_ci)}")
-    parts.append("at training fractions " + ", ".join(f"{at}: {number(v)}" for at, v in sorted(score.curve.items())))
+    parts.append("at training fractions " + ", ".join(f"{float(at):g}: {number(v)}" for at, v in sorted(score.curve.items())))
     parts.append("benchmarks " + ", ".join(f"{name}: {number(v)}" for name, v in sorted(score.benchmarks.items())))
     return "; ".join(parts)
 
@@ -129,14 +129,32 @@ def curves_text(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in table)
 
 
-def find_figure(facts: Facts, quantity: str, step: int | None) -> float | None:
-    """The figure that a citation names: a curve at a step, a benchmark, "overall" or "delta"; None if there is none."""
+def find_figure(facts: Facts, of: str, quantity: str, step: int | None) -> float | None:
+    """The figure that a citation names, of the candidate, of "grpo" or of its "parent": a curve's column at a step or, without one, a
+    score; None if there is none. Scores: overall, final, delta, their interval's ends as overall.low, a training fraction as
+    overall@0.5, a benchmark; of the candidate also what `behaviour` holds, and parent_delta, its paired difference to the parent."""
     if step is not None:
-        return next((row.get(quantity) for row in mean_rows(facts.curves) if row["step"] == step), None)
-    if facts.score is None:
-        return None
-    named = {"overall": facts.score.overall, "delta": facts.score.delta, "final": facts.score.final}
-    return named.get(quantity, facts.score.benchmarks.get(quantity, facts.behaviour.get(quantity)))
+        rows = mean_rows({"candidate": facts.curves, "grpo": facts.baseline_curves}.get(of, {}))
+        return next((row.get(quantity) for row in rows if row["step"] == step), None)
+    score = {"candidate": facts.score, "grpo": facts.baseline_score, "parent": facts.parent_score}[of]
+    named: dict[str, float | None] = {**facts.behaviour} if of == "candidate" else {}
+    if score is not None:
+        paired = _paired(facts) if of == "candidate" else None
+        named |= score.benchmarks | {f"overall@{float(at):g}": value for at, value in score.curve.items()}
+        named |= _ends("overall", score.overall, score.ci) | _ends("delta", score.delta, score.delta_ci) | {"final": score.final}
+        named |= _ends("parent_delta", *paired) if paired else {}
+    return named.get(quantity)
+
+
+def _ends(name: str, value: float | None, ci: Sequence[float] | None) -> dict[str, float | None]:
+    return {name: value} | ({f"{name}.low": ci[0], f"{name}.high": ci[1]} if ci else {})
+
+
+def _paired(facts: Facts) -> tuple[float, Sequence[float] | None] | None:
+    """Difference to the parent over common seeds, with its interval."""
+    from ..stats import paired_difference
+
+    return paired_difference(facts.score.by_seed, facts.parent_score.by_seed) if facts.score and facts.parent_score else None
 
 
 def _clip(text: str, chars: int) -> str:
