@@ -170,8 +170,39 @@ def test_a_claimed_input_that_no_line_reads_is_for_the_reviewer_to_judge():
     assert review.mismatches(claims, gspo) == [] and review.unread(claims, gspo) == [said]
     llm = Scripted({"review": [CONSISTENT]})
     assert review.review(llm, "c0003", claims, gspo) == [] and f"- {said}" in llm.asked("review")[0]
-    inherits = "from poise_hpc.algorithms.validity_masking import ValidityMasking\n" + CLIP_HIGHER_CODE
-    assert review.unread(claims, {"algorithm.py": inherits}) == []  # it may be read there
+
+
+SUBCLASS = """from dataclasses import dataclass
+
+from poise_hpc.algorithms.gspo import GSPO
+
+
+@dataclass(frozen=True)
+class Mine(GSPO):
+    clip_high: float = 5e-4
+
+
+ALGORITHM = Mine()
+"""
+
+
+def test_a_package_that_builds_on_a_seed_is_read_with_it():
+    """What it declares itself, and what it takes over: mechanisms, fields, inputs; the reviewer sees both, and the contract."""
+    package = {"algorithm.py": SUBCLASS}
+    mechanisms = load.declared_mechanisms({"algorithm.py": seeds.source("gspo")})
+    claims = proposal("MINE", mechanisms, responds_to=["valid"], hyperparameters={"clip_high": 5e-4, "clip_low": 0.03})
+    assert review.mismatches(claims, package) == []
+    assert review.unread(claims, package) == ["the proposal says that the values respond to `valid`; no line reads it"]
+    wrong = replace(claims, mechanisms=("sequence-clip",), details={"hyperparameters": {"clip_high": 1.0, "tau": 2.0}})
+    assert [m.split(";")[0] for m in review.mismatches(wrong, package)] == [
+        "the proposal's mechanisms are sequence-clip", "hyperparameter clip_high is 1.0 in the proposal and 0.0005 in the code",
+        "hyperparameter tau of the proposal is no field of the algorithm's dataclass"]
+    llm = Scripted({"review": [CONSISTENT]})
+    review.review(llm, "c0003", claims, package)
+    for shown in ("class Mine(GSPO)", "class GSPO(Algorithm)", "class RolloutBatch", "def group_std", "Not measured yet"):
+        assert shown in llm.asked("review")[0]
+    assert set(review.imported({"a.py": "from poise_hpc.algorithms import rloo, ops\nimport poise_hpc.algorithms.dapo\n"})) == {
+        "poise_hpc/algorithms/rloo.py", "poise_hpc/algorithms/dapo.py"}
 
 
 def test_repair_may_correct_what_the_proposal_says_it_responds_to():
@@ -221,6 +252,13 @@ def test_a_reviewer_must_agree_with_itself():
     found = review.review(llm, "c0003", CLIP_HIGHER, {"algorithm.py": CLIP_HIGHER_CODE})
     assert found == ["the proposal says: the upper clip is 0.28; the code: line 31 clips both sides at 0.2; use clip_high"]
     assert "consistent is False with 0 findings" in llm.asked("review")[1]
+
+
+def test_the_reviewer_sees_the_whole_response_once_it_is_measured():
+    llm = Scripted({"review": [CONSISTENT]})
+    review.review(llm, "c0003", CLIP_HIGHER, {"algorithm.py": CLIP_HIGHER_CODE}, {"reward": 0.75, "logp_old": 0.0, "length": 0.3})
+    assert ("- reward: 0.75\n- logp_old: 0\n- length: 0.3\n\n- against the proposal: the proposal says that the values respond to `logp_old`; "
+            "changing it alone changes nothing\n- against the proposal: changing `length` alone") in llm.asked("review")[0]
 
 
 # --- reflection

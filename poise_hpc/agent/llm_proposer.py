@@ -59,9 +59,10 @@ class LLMProposer:
     def confirm(self, id: str, draft: Draft, response: Mapping[str, float]) -> list[str]:
         """After its checks passed: what the measured response (payload["response"] of the check job) speaks against, if
         the reviewer agrees. [] lets it train; else `repair` with this."""
-        doubts = review.contradictions(draft.proposal, response)
+        if not review.contradictions(draft.proposal, response):
+            return []
         try:
-            return review.review(self.llm, id, draft.proposal, draft.files, doubts) if doubts else []
+            return review.review(self.llm, id, draft.proposal, draft.files, response)
         except tuple(FINAL) as error:
             raise DraftRejected(FINAL[type(error)], str(error), draft) from None
 
