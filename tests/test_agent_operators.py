@@ -67,9 +67,35 @@ def test_render_wants_exactly_its_values():
 
 def test_the_proposal_prompt_shows_the_evidence():
     text = propose.prompt(context(directive="shorter outputs"), Config(), "use means", [c for c in load_cards() if c.name == "DAPO"])
-    for shown in ("c0002 SA-GRPO: two-anchors; failed: nonfinite-loss", "1.5 [0, 3] against GRPO", "shorter outputs", "use means",
-                  "### DAPO (", "48 training steps, each 16 prompts x 8", "class GRPO(Algorithm)", "entropy_end 0.41"):
-        assert shown in text
+    for shown in ("- c0000 GRPO: group-std, symmetric-clip; Overall 47 [46, 48], 0 [-1.5, 1.5] against GRPO; undecided",
+                  "- c0002 SA-GRPO (from c0000): two-anchors; failed: nonfinite-loss, The two anchors blew the ratio up at step 7.; failed",
+                  "Overall 48.5 [47.5, 49.5], 1.5 [0, 3] against GRPO; supported", "shorter outputs", "use means", "### DAPO (",
+                  "48 training steps, each 16 prompts x 8", "class GRPO(Algorithm)", "entropy_end 0.41", "reward = 1 correct + 0 format",
+                  "at most 24 tokens", "The parent is GRPO.", "nobody knows yet how far one seed strays", "clip-higher"):
+        assert shown in text, shown
+
+
+def section(text: str, title: str) -> str:
+    return text.split(f"# {title}\n\n", 1)[1].split("\n\n# ", 1)[0]
+
+
+def test_the_proposal_prompt_shows_curves_and_the_parents_line_and_children():
+    """Ancestors stay in sight when the table of what was tried no longer reaches back to them."""
+    made = {"c0000": (), "c0001": ("c0000",), "c0002": ("c0001",), "c0003": ("c0001",)}
+    entries = tuple(entry(id, f"A{n}", parents) for n, (id, parents) in enumerate(made.items()))
+    entries += tuple(entry(f"c{n:04d}", f"B{n}", cause="gate") for n in range(4, 80))
+    noisy = replace(entries[1], score=replace(entries[1].score, by_seed={"0": 47.0, "1": 49.0}))  # sd of one seed: sqrt(2)
+    rows = {"c0000": {"0": [{"step": 7, "entropy": 0.7}]}, "c0001": {"0": [{"step": 7, "entropy": 0.25}], "1": [{"step": 7, "entropy": 0.35}]}}
+    seen = context("c0081", entries=(entries[0], noisy, *entries[2:]), parent=noisy, curves=rows.__getitem__,
+                   pending=(("c0080", proposal("RUNS", ("x",), ("c0001",))),), proposals={},
+                   reflections={"c0079": Reflection("failed", "**Failed** (gate).\nMessage: line 3: import os\n\nMore.")})
+    text = propose.prompt(seen, Config(), "", ())
+    assert re.findall(r"^- (c\d{4})", section(text, "The line from GRPO to the parent"), re.M) == ["c0000", "c0001"]
+    assert re.findall(r"^- (c\d{4})", section(text, "Children of this parent so far"), re.M) == ["c0002", "c0003", "c0080"]
+    tried = section(text, "All that was tried, and all that is running")
+    assert "c0019 " not in tried and "c0020 " in tried and "failed: gate, line 3: import os; undecided" in tried
+    parent = section(text, "The parent")
+    assert "| 7 | 0.3 |" in parent and "| 7 | 0.7 |" in parent and "strays by 1.414 points" in text
 
 
 def test_ideas_must_be_well_named():
@@ -130,8 +156,9 @@ def test_a_prompt_that_does_not_fit_shows_less(tmp_path):
     llm = Scripted({"propose": [TooLong("no"), TooLong("no"), ideas(idea())], "synthesize": [TooLong("no"), json.dumps(notes())]})
     propose.propose(llm, big, Config.model_validate({"agent": {"models": {"default": ("m",)}}}), "", load_cards())
     synthesize.revise(llm, big, 8, tmp_path)
-    shown = [len(re.findall(r"^- c00\d\d ", text, re.M)) for text in llm.asked("propose")]
-    assert shown == [60, 30, 10] and "- c0069 A69" in llm.asked("propose")[2]
+    for title, numbers in [("All that was tried, and all that is running", [60, 30, 10]), ("Children of this parent so far", [20, 10, 5])]:
+        assert [len(re.findall(r"^- c00\d\d ", section(text, title), re.M)) for text in llm.asked("propose")] == numbers
+    assert "- c0069 A69" in llm.asked("propose")[2]
     assert [text.count("### ") for text in llm.asked("propose")] == [8, 4, 2]
     full, less = map(len, llm.asked("synthesize"))
     assert less < full / 3 and (tmp_path / "c0072.json").exists()

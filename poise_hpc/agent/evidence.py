@@ -7,15 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..config import Config
+from ..tasks.base import summary
 from ..types import EntrySummary, Proposal, Reflection, Score
 from .base import Context, Facts
 
 CURVES = ("reward", "acc", "valid", "truncated", "length", "entropy", "kl_old", "kl_ref", "clip_fraction",
           "gradient_norm", "zero_variance", "advantage_std", "ess")  # of a training step's row
 POINTS = 9                 # steps shown of a curve
+REASON_CHARS = 200         # of why a candidate failed, in its line
 
 
 @dataclass(frozen=True)
@@ -24,12 +27,13 @@ class Detail:
 
     entries: int     # of what was tried, the newest
     chars: int       # of an entry's change, and of its reflection
+    children: int    # of the parent, the newest
     references: int
     cards: int
 
 
-FULL = Detail(entries=60, chars=1200, references=4, cards=8)
-SHORTER = (Detail(30, 500, 4, 4), Detail(10, 250, 2, 2))  # where the model's context does not hold that, in turn
+FULL = Detail(entries=60, chars=1200, children=20, references=4, cards=8)
+SHORTER = (Detail(30, 500, 10, 4, 4), Detail(10, 250, 5, 2, 2))  # where the model's context does not hold that, in turn
 
 
 def recipe(config: Config) -> str:
@@ -38,7 +42,9 @@ def recipe(config: Config) -> str:
     scores = ", ".join(f"{name}/{metric} {weight:g}" for name, b in config.evaluate.benchmarks.items()
                        for metric, weight in b.metrics.items())
     return "\n".join([
-        f"- task `{config.task.name}`; {t.steps} training steps, each {r.prompts} prompts x {r.group_size} completions, "
+        f"- task `{config.task.name}`" + (f": {told}" if (told := summary(config)) else "") +
+        (f"; start model {Path(config.model.path).name}" if config.model.path else ""),
+        f"- {t.steps} training steps, each {r.prompts} prompts x {r.group_size} completions, "
         f"sampled at temperature {r.temperature:g}",
         f"- {t.epochs} passes over each step's completions, {t.minibatches} optimizer steps a pass, learning rate "
         f"{t.learning_rate:g}, gradient norm clipped at {t.gradient_clip:g}",
@@ -91,13 +97,56 @@ def references_text(context: Context, detail: Detail = FULL) -> str:
     return "\n\n".join(blocks) or "None yet."
 
 
-def history_text(entries: Sequence[EntrySummary], pending: Sequence[tuple[str, Proposal]] = (), detail: Detail = FULL) -> str:
+def history_text(context: Context, detail: Detail = FULL) -> str:
     """One line per candidate, newest last: what was tried, what came of it."""
-    lines = [f"- {e.id} {e.name}: {', '.join(e.mechanisms)}; " + (
-        f"{interval(e.score.delta, e.score.delta_ci)} against GRPO" if e.score and e.score.delta is not None else
-        f"Overall {number(e.score.overall)}" if e.score else f"failed: {e.cause}") + f"; {e.verdict}"
-        for e in entries[-detail.entries:]]
-    return "\n".join(lines + [f"- {id} {p.name}: {', '.join(p.mechanisms)}; still running" for id, p in pending]) or "Nothing yet."
+    lines = [line(e, context.reflections.get(e.id)) for e in context.entries[-detail.entries:]]
+    return "\n".join(lines + [pending_line(id, p) for id, p in context.pending])
+
+
+def lineage_text(context: Context) -> str:
+    """The line from the first ancestor to the parent."""
+    by_id, chain, id = {e.id: e for e in context.entries}, [], context.parent.id
+    while id in by_id and by_id[id] not in chain:
+        chain.append(by_id[id])
+        id = next(iter(by_id[id].parents), "")
+    return "\n".join(line(e, context.reflections.get(e.id)) for e in reversed(chain))
+
+
+def children_text(context: Context, detail: Detail = FULL) -> str:
+    """What was made of this parent so far, the newest."""
+    children = [e for e in context.entries if context.parent.id in e.parents][-detail.children:]
+    lines = [line(e, context.reflections.get(e.id)) for e in children]
+    return "\n".join(lines + [pending_line(id, p) for id, p in context.pending if context.parent.id in p.parents]) or "None yet."
+
+
+def line(e: EntrySummary, reflection: Reflection | None) -> str:
+    s = e.score
+    result = (f"failed: {e.cause}{_reason(reflection)}" if s is None else
+              f"Overall {interval(s.overall, s.ci)}" + (f", {interval(s.delta, s.delta_ci)} against GRPO" if s.delta is not None else ""))
+    return f"- {_head(e.id, e.name, e.parents, e.mechanisms)}; {result}; {e.verdict}"
+
+
+def pending_line(id: str, p: Proposal) -> str:
+    return f"- {_head(id, p.name, p.parents, p.mechanisms)}; still running"
+
+
+def _head(id: str, name: str, parents: Sequence[str], mechanisms: Sequence[str]) -> str:
+    return f"{id} {name}" + (f" (from {', '.join(parents)})" if parents else "") + f": {', '.join(mechanisms) or 'no mechanism named'}"
+
+
+def _reason(reflection: Reflection | None) -> str:
+    """Of a failure: the message that the rules quote, else the first line of the diagnosis."""
+    lines = reflection.text.strip().splitlines() if reflection else []
+    said = next((text.removeprefix("Message: ") for text in lines if text.startswith("Message: ")), lines[0] if lines else "")
+    return f", {_clip(said, REASON_CHARS)}" if said else ""
+
+
+def noise_text(entries: Sequence[EntrySummary]) -> str:
+    """How far one seed's Overall strays, in this archive."""
+    from ..stats import pooled_sd
+
+    sd = pooled_sd([e.score for e in entries if e.score])
+    return f"one training seed's Overall strays by {number(sd)} points (standard deviation, all entries)" if sd else "nobody knows yet how far one seed strays"
 
 
 def mean_rows(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, float]]:

@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ..config import Config
 from ..replay import LLM, models_for
-from ..types import Proposal
-from . import evidence
+from ..types import BASELINE_ID, Proposal
+from . import catalogue, evidence
 from .base import Context, Draft
 from .conversation import Conversation, json_schema, reads_json
 from .novelty import check_novelty
@@ -24,6 +24,7 @@ from .prompts import render
 
 Input = Literal["reward", "components", "valid", "truncated", "group", "length", "logp_old", "logp_rollout", "logp_ref",
                 "entropy", "progress", "step"]
+PARENT_CHARS = 6000  # of the parent's change and reflection: whole, unless they are out of all proportion
 NAME = re.compile(r"[A-Z0-9][A-Z0-9+.-]{1,39}")
 SLUG = re.compile(r"[a-z0-9][a-z0-9-]{1,39}")
 
@@ -72,14 +73,17 @@ def propose(llm: LLM, context: Context, config: Config, notes: str, cards: Seque
 
 
 def prompt(context: Context, config: Config, notes: str, cards: Sequence[Card], detail: evidence.Detail = evidence.FULL) -> str:
-    parent = context.parent
+    parent, grpo = context.parent, context.parent.id == BASELINE_ID
     return render(
         "propose", count=str(config.agent.proposals), inputs=", ".join(get_args(Input)),
-        parent=evidence.entry_text(parent, context.parent_proposal, context.reflections.get(parent.id)),
+        parent=evidence.entry_text(parent, context.parent_proposal, context.reflections.get(parent.id), PARENT_CHARS),
+        curves=evidence.curves_text(context.curves(parent.id)),
+        baseline_curves="The parent is GRPO." if grpo else evidence.curves_text(context.curves(BASELINE_ID)),
+        lineage=evidence.lineage_text(context), children=evidence.children_text(context, detail), known=", ".join(sorted(catalogue.parts())),
         parent_code=show_package(context.parent_code), references=evidence.references_text(context, detail),
-        history=evidence.history_text(context.entries, context.pending, detail), notes=notes or "None yet.",
-        cards=choose_cards(cards, context, detail.cards) or "None.", recipe=evidence.recipe(config),
-        directive=wishes(context))
+        history=evidence.history_text(context, detail), notes=notes or "None yet.",
+        cards=choose_cards(cards, context, detail.cards) or "None.",
+        recipe=f"{evidence.recipe(config)}\n- {evidence.noise_text(context.entries)}", directive=wishes(context))
 
 
 def wishes(context: Context) -> str:
