@@ -12,6 +12,7 @@ import pytest
 from helpers_agent import (CLIP_HIGHER_CODE, CONSISTENT, GRPO_CODE, Scripted, cited, context, diagnosis, entry, facts, idea, ideas, inconsistent,
                            package, proposal)
 from poise_hpc.agent import evidence, propose, review, synthesize
+from poise_hpc.agent.base import Draft
 from poise_hpc.agent.conversation import Malformed
 from poise_hpc.agent.implement import implement, proposal_text, repair
 from poise_hpc.agent.llm_reflect import reflect, settle
@@ -144,7 +145,7 @@ def test_repair_shows_the_problems_and_takes_edits():
     edit = "<<<<<<< SEARCH algorithm.py\n    clip: float = 0.2\n=======\n    clip: float = 0.1\n>>>>>>> REPLACE"
     llm = Scripted({"repair": [edit]})
     fixed = repair(llm, "c0003", CLIP_HIGHER, {"algorithm.py": GRPO_CODE}, ["advantages: NaN for equal rewards"])
-    assert fixed.proposal == CLIP_HIGHER and fixed.files == {"algorithm.py": GRPO_CODE.replace("    clip: float = 0.2\n", "    clip: float = 0.1\n")}
+    assert fixed.proposal.mechanisms == CLIP_HIGHER.mechanisms and fixed.files == {"algorithm.py": GRPO_CODE.replace("    clip: float = 0.2\n", "    clip: float = 0.1\n")}
     assert "- advantages: NaN for equal rewards" in llm.asked("repair")[0]
 
 
@@ -167,6 +168,19 @@ def test_a_prompt_that_does_not_fit_shows_less(tmp_path):
 
 def test_notes_that_do_not_fit_leave_the_older_ones(tmp_path):
     assert synthesize.notes_for(Scripted({"synthesize": [TooLong("no")] * 3}), context("c0008"), 8, tmp_path) == ""
+
+
+def test_repair_remembers_its_rounds():
+    """Round 2 sees what round 1 was for and changed; an author that goes back to the first package is asked anew, not from memory."""
+    there, back = (f"<<<<<<< SEARCH algorithm.py\n    clip: float = {a}\n=======\n    clip: float = {b}\n>>>>>>> REPLACE" for a, b in [(0.2, 0.1), (0.1, 0.2)])
+    llm, draft = Scripted({"repair": [there, back, there]}), Draft(CLIP_HIGHER, {"algorithm.py": GRPO_CODE})
+    for problem in ("too wide", "too narrow", "too wide"):
+        draft = repair(llm, "c0003", draft.proposal, draft.files, [problem])
+    first, second, third = llm.asked("repair")
+    assert "# Earlier rounds\n\nNone.\n" in first and len({r.key for r in llm.requests}) == 3
+    assert "Round 1 was for:\n\n- too wide\n\nand changed:\n\n```diff\n--- algorithm.py\n" in second
+    assert "-    clip: float = 0.2\n+    clip: float = 0.1\n" in second and "Round 2 was for:\n\n- too narrow" in third
+    assert [r["problems"] for r in draft.proposal.details["rounds"]] == [["too wide"], ["too narrow"], ["too wide"]]
 
 
 # --- consistency
@@ -238,7 +252,7 @@ def test_repair_may_correct_what_the_proposal_says_it_responds_to():
     assert made.files == package and made.proposal.details["responds_to"] == ["group", "reward", "valid"]
     assert made.proposal.details["hyperparameters"] == {"clip_high": 0.28}
     llm = Scripted({"repair": ["responds_to: rewards", show_package({"algorithm.py": "responds_to: int = 1\n"})]})
-    assert repair(llm, "c0003", CLIP_HIGHER, package, ["x"]).proposal == CLIP_HIGHER  # a line of code is no declaration
+    assert repair(llm, "c0003", CLIP_HIGHER, package, ["x"]).proposal.details["responds_to"] == CLIP_HIGHER.details["responds_to"]  # a line of code is no declaration
     assert "rewards is no input" in llm.asked("repair")[1]
 
 
