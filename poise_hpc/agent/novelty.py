@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
+from .. import syntax
 from ..files import dumps
 from ..types import Proposal
 from .base import Context, Draft
@@ -96,7 +97,7 @@ def hyperparameters(proposal: Proposal, files: Mapping[str, str]) -> str | None:
 @lru_cache(maxsize=4096)
 def _fields_of(text: str) -> tuple[tuple[str, str], ...]:
     try:
-        tree = ast.parse(text)
+        tree = syntax.parse(text)
     except (SyntaxError, ValueError):
         return ()
     return tuple(sorted((node.target.id, ast.unparse(node.value))
@@ -120,7 +121,7 @@ def _normalized(text: str) -> str:
     (classes, arguments and variables of functions; not methods and fields, which the interface reads) are numbered in the
     order of their appearance; docstrings and annotations of functions are left out."""
     try:
-        tree = ast.parse(text)
+        tree = syntax.parse(text)
     except (SyntaxError, ValueError):
         return text  # the static gate says what is wrong with it
     words: list[str] = []

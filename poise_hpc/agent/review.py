@@ -12,6 +12,7 @@ from typing import get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from .. import syntax
 from ..algorithms import seeds
 from ..replay import LLM
 from ..types import Proposal
@@ -95,7 +96,7 @@ def contradictions(proposal: Proposal, response: Mapping[str, float]) -> list[st
 
 def static_evidence(package: Mapping[str, str]) -> dict[str, list[str]]:
     """What the syntax trees show, sorted: nothing is imported or executed."""
-    trees = [ast.parse(text) for text in package.values()]
+    trees = [syntax.parse(text) for text in package.values()]
     nodes = [node for tree in trees for node in ast.walk(tree)]
     return {
         "inputs read": sorted({n.attr for n in nodes if isinstance(n, ast.Attribute)} & set(get_args(Input))),
@@ -112,7 +113,7 @@ def static_evidence(package: Mapping[str, str]) -> dict[str, list[str]]:
 
 def imported(package: Mapping[str, str]) -> dict[str, str]:
     """Source of the seed algorithms that the package builds on, as "poise_hpc/algorithms/gspo.py"."""
-    nodes = [node for text in package.values() for node in ast.walk(ast.parse(text))]
+    nodes = [node for text in package.values() for node in ast.walk(syntax.parse(text))]
     names = {alias.name for n in nodes if isinstance(n, ast.Import) for alias in n.names}
     for n in nodes:
         if isinstance(n, ast.ImportFrom) and n.module:
@@ -135,7 +136,7 @@ def _name(node: ast.AST) -> str:
 
 def _number(text: str) -> float | None:
     try:
-        return float(ast.literal_eval(text))
+        return float(ast.literal_eval(syntax.parse(text).body[0].value))
     except (ValueError, TypeError, SyntaxError):
         return None
 
