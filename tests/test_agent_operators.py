@@ -136,6 +136,19 @@ def test_a_new_directive_asks_anew():
     assert ["shorter" in text for text in llm.asked("propose")] == [False, True]
 
 
+def test_a_second_parent_is_an_archived_entry_and_travels_with_siblings():
+    unknown, own = (ideas(idea(second_parent=id)) for id in ("c0099", "c0000"))
+    with pytest.raises(Malformed, match="second_parent 'c0000' is no archived entry beside the parent"):
+        propose.propose(Scripted({"propose": [unknown, own]}), context(), Config(), "", ())
+    llm = Scripted({"propose": [ideas(idea(), idea("B-GRPO", ("batch-std",), second_parent="c0001"))]})
+    first = propose.choose(propose.propose(llm, context(), Config(), "", ()))
+    assert first.parents == ("c0000",)
+    second = propose.choose(propose.siblings(context("c0004", pending=(("c0003", first),))))
+    assert second.parents == ("c0000", "c0001")
+    third = context("c0005", pending=(("c0004", replace(first, parents=("c0000", "c0002"))),))
+    assert [p.name for p in propose.siblings(third)] == ["B-GRPO"]  # of the first parent's children, whoever the second is
+
+
 def test_a_taken_name_gets_the_id():
     taken = context(pending=(("c0002", proposal("X-GRPO", ("q",))),))
     assert propose.as_proposal(propose.Idea(**idea("X-GRPO")), taken, "m").name == "X-GRPO-c0003"

@@ -75,6 +75,14 @@ def test_good(tmp_path):
     json.dumps(made.to_json())
 
 
+def test_the_author_sees_the_second_parents_code(tmp_path):
+    play = Play(propose=[ideas(idea(second_parent="c0001"))], implement=[package()], review=[CONSISTENT])
+    with LLMServer(play) as server:
+        draft = proposer(server, tmp_path).propose(context())
+        asked = server.requests[1]["messages"][1]["content"]
+    assert draft.proposal.parents == ("c0000", "c0001") and "VALUE = 'c0001'" in asked and "class GRPO(Algorithm)" in asked
+
+
 @pytest.mark.parametrize("first", [Answer(f"Sure:\n```json\n{ideas(idea())}\n```"), Answer("{'proposals': oops"),
                                    Answer(ideas(idea())[:200], finish="length"), Status(429, headers={"Retry-After": "3"}),
                                    Status(500), Disconnect()], ids=["fenced", "malformed", "truncated", "429", "500", "disconnect"])

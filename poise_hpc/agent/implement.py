@@ -24,9 +24,10 @@ ROUNDS, ROUND_CHARS = 6, 2000  # earlier rounds that are shown, and of each its 
 DECLARED = re.compile(r"^responds_to:(?P<inputs>.*)$", re.M)
 
 
-def implement(llm: LLM, id: str, proposal: Proposal, parent_code: Mapping[str, str]) -> dict[str, str]:
+def implement(llm: LLM, id: str, proposal: Proposal, parent_code: Mapping[str, str], second_code: Mapping[str, str] = {}) -> dict[str, str]:
     """The whole package: file name -> text."""
-    text = render("implement", proposal=proposal_text(proposal), parent_code=show_package(parent_code), interface=interface())
+    text = render("implement", proposal=proposal_text(proposal), parent_code=show_package(parent_code), interface=interface(),
+                  second_code=show_package(second_code) or "There is none.")
     return Conversation(llm, "implement", id).ask(text, read_package)
 
 

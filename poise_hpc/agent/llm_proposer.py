@@ -44,8 +44,9 @@ class LLMProposer:
         proposal = propose.choose(ideas)
         if reason := proposal.details.get("duplicate"):
             raise DraftRejected("duplicate", reason, Draft(proposal, {}))
+        second = context.code(proposal.parents[1]) if len(proposal.parents) > 1 else {}
         return self._work(context.id, Draft(proposal, {}),
-                          lambda: Draft(proposal, implement(self.llm, context.id, proposal, context.parent_code)),
+                          lambda: Draft(proposal, implement(self.llm, context.id, proposal, context.parent_code, second)),
                           lambda draft: propose.novelty(draft, context))
 
     def repair(self, id: str, draft: Draft, messages: Sequence[str]) -> Draft:

@@ -47,6 +47,7 @@ class Idea(BaseModel):
     expected_effect: str = Field(description="which figures move, in which direction, and why")
     responds_to: list[Input] = Field(description="what advantages and loss depend on, besides the log-probability itself")
     hyperparameters: list[Hyperparameter]
+    second_parent: str | None = Field(default=None, description="id of an archived entry whose mechanism it takes over, else null")
     sources: list[str] = Field(description="ids of entries and papers it builds on")
 
 
@@ -63,7 +64,7 @@ def propose(llm: LLM, context: Context, config: Config, notes: str, cards: Seque
     text = prompt(context, config, notes, cards)
     shorter = (prompt(context, config, notes, cards, detail) for detail in evidence.SHORTER)
     for _ in range(config.agent.duplicate_rounds + 1):
-        ideas = talk.ask(text, reads_json(Ideas, _problems), json_schema(Ideas), shorter).proposals
+        ideas = talk.ask(text, reads_json(Ideas, lambda found: _problems(found, context)), json_schema(Ideas), shorter).proposals
         proposals = [as_proposal(idea, context, talk.model) for idea in ideas]
         fresh, known = sift(proposals, context)
         if fresh:
@@ -124,8 +125,7 @@ def novelty(draft: Draft, context: Context) -> str | None:
 
 def siblings(context: Context) -> list[Proposal]:
     """Ideas left over from pending candidates of the same parent, made under the same directive, still novel."""
-    left = [Proposal.from_json(data | {"parents": (context.parent.id,)})
-            for _, pending in context.pending if pending.parents == (context.parent.id,)
+    left = [Proposal.from_json(data) for _, pending in context.pending if pending.parents[:1] == (context.parent.id,)
             for data in pending.details.get("alternatives", ()) if data["details"].get("directive") == context.directive]
     return sift(left, context)[0]
 
@@ -140,7 +140,7 @@ def as_proposal(idea: Idea, context: Context, model: str) -> Proposal:
     taken = {e.name for e in context.entries} | {p.name for _, p in context.pending}
     name = f"{idea.name}-{context.id}" if idea.name in taken else idea.name
     return Proposal(
-        name=name, parents=(context.parent.id,), hypothesis=idea.hypothesis, mechanisms=tuple(dict.fromkeys(idea.mechanisms)),
+        name=name, parents=(context.parent.id, *([idea.second_parent] if idea.second_parent else [])), hypothesis=idea.hypothesis, mechanisms=tuple(dict.fromkeys(idea.mechanisms)),
         description=idea.description, expected_effect=idea.expected_effect, sources=tuple(idea.sources),
         proposer=f"llm:{model}", details={"directive": context.directive, "responds_to": sorted(set(idea.responds_to)),
                                           "hyperparameters": {h.name: h.value for h in idea.hyperparameters},
@@ -157,13 +157,16 @@ def with_details(proposal: Proposal, **details: Any) -> Proposal:
     return Proposal.from_json(proposal.to_json() | {"details": proposal.details | details})
 
 
-def _problems(ideas: Ideas) -> list[str]:
+def _problems(ideas: Ideas, context: Context) -> list[str]:
+    known = {e.id for e in context.entries} - {context.parent.id}
     out = [] if ideas.proposals else ["proposals: at least one was wanted"]
     for idea in ideas.proposals:
         if not NAME.fullmatch(idea.name):
             out.append(f"name {idea.name!r}: 2 to 40 of A-Z, 0-9, +, ., - were wanted")
         if not idea.mechanisms or not all(SLUG.fullmatch(m) for m in idea.mechanisms):
             out.append(f"{idea.name}: mechanisms must be lower-case slugs like asymmetric-clip, at least one, got {idea.mechanisms}")
+        if idea.second_parent and idea.second_parent not in known:
+            out.append(f"{idea.name}: second_parent {idea.second_parent!r} is no archived entry beside the parent; null if there is none")
     return out
 
 
