@@ -134,9 +134,20 @@ def test_duplicates_go_back_with_the_reason_and_then_end(tmp_path):
 def test_copied_code_under_new_names_is_a_duplicate(tmp_path):
     copied = GRPO_CODE.replace("GRPO", "Novel").replace("group-std", "alpha").replace("symmetric-clip", "beta")
     same = idea("NOVEL", ("group-std", "symmetric-clip"), hyperparameters=[])
-    play = Play(propose=[ideas(same)], implement=[package(copied.replace("alpha", "group-std").replace("beta", "symmetric-clip"))])
+    play = Play(propose=[ideas(same)], implement=[package(copied.replace("alpha", "group-std").replace("beta", "symmetric-clip"))],
+                repair=[package(copied.replace("alpha", "group-std").replace("beta", "symmetric-clip") + "# still the same\n")])
     with pytest.raises(DraftRejected, match="duplicate: .* of c0000"):
         run(play, tmp_path)
+    assert play.asked == ["propose", "implement", "repair"]
+
+
+def test_copied_code_goes_back_to_its_author(tmp_path):
+    same = idea("NOVEL", ("group-std", "symmetric-clip"), hyperparameters=[])
+    new = GRPO_CODE.replace("+ self.std_floor", "+ 2 * self.std_floor")
+    play = Play(propose=[ideas(same)], implement=[package(GRPO_CODE)], repair=[package(new)], review=[CONSISTENT])
+    draft = run(play, tmp_path)
+    assert dict(draft.files) == {"algorithm.py": new} and play.asked == ["propose", "implement", "repair", "review"]
+    assert "its code is that of c0000 (GRPO)" in draft.proposal.details["rounds"][0]["problems"][0]
 
 
 def test_checks_go_back_to_the_author_a_bounded_number_of_times(tmp_path):

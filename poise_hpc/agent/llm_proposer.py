@@ -77,9 +77,7 @@ class LLMProposer:
         try:
             draft = first()
             for done in count():
-                if reason := novelty(draft):
-                    raise DraftRejected("duplicate", reason, draft)
-                cause, problems = self._problems(id, draft)
+                cause, problems = self._problems(id, draft, novelty)
                 if not problems:
                     return draft
                 if done == self.config.agent.repair_rounds:
@@ -88,8 +86,10 @@ class LLMProposer:
         except tuple(FINAL) as error:
             raise DraftRejected(FINAL[type(error)], str(error), draft) from None
 
-    def _problems(self, id: str, draft: Draft) -> tuple[str, list[str]]:
+    def _problems(self, id: str, draft: Draft, novelty: Callable[[Draft], str | None]) -> tuple[str, list[str]]:
         """Cheapest first: the reviewer is paid only for what syntax has nothing against."""
+        if reason := novelty(draft):
+            return "duplicate", [f"this package repeats another candidate: {reason}. Write what the proposal changes"]
         if found := gate.check_files(draft.files):
             return "gate", [str(f) for f in found]
         if found := review.mismatches(draft.proposal, draft.files):
