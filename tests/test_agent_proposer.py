@@ -131,6 +131,19 @@ def test_duplicates_go_back_with_the_reason_and_then_end(tmp_path):
     assert play.asked == ["propose", "propose"] and rejected.value.draft.proposal.name == "C-GRPO"
 
 
+@pytest.mark.parametrize(("id", "mechanisms"), [("c0000", ("group-std", "symmetric-clip")), ("c0002", ("mine",))])
+def test_a_seed_or_a_persons_package_is_known_before_code_is_paid(tmp_path, id, mechanisms):
+    """They state no hyperparameters: their fields are looked at; the proposal need not name all of them."""
+    seen = context("c0003", pending=(("c0002", proposal("OWN", ("mine",))),), code=lambda id: {"algorithm.py": GRPO_CODE})
+    again = ideas(idea("AGAIN", mechanisms, hyperparameters=[{"name": "clip", "value": 0.2, "meaning": ""}]))
+    other = ideas(idea("AGAIN", mechanisms, hyperparameters=[{"name": "clip", "value": 0.3, "meaning": ""}]))
+    play = Play(propose=[again, other], implement=["no"] * 2)
+    with pytest.raises(DraftRejected) as rejected:
+        run(play, tmp_path, lambda agent: agent.propose(seen))
+    assert play.asked == ["propose", "propose", "implement", "implement"] and rejected.value.cause == "malformed-reply"
+    assert f"it has the mechanisms and the hyperparameters of {id}" in (tmp_path / "llm.jsonl").read_text()
+
+
 def test_copied_code_under_new_names_is_a_duplicate(tmp_path):
     copied = GRPO_CODE.replace("GRPO", "Novel").replace("group-std", "alpha").replace("symmetric-clip", "beta")
     same = idea("NOVEL", ("group-std", "symmetric-clip"), hyperparameters=[])

@@ -17,7 +17,7 @@ from ..types import BASELINE_ID, Proposal
 from . import catalogue, evidence
 from .base import Context, Draft
 from .conversation import Conversation, json_schema, reads_json
-from .novelty import check_novelty
+from .novelty import check_novelty, fields, stated_values
 from .package_text import show_package
 from .priors import Card, choose_cards
 from .prompts import render
@@ -112,13 +112,14 @@ def sift(proposals: list[Proposal], context: Context) -> tuple[list[Proposal], l
 
 
 def novelty(draft: Draft, context: Context) -> str | None:
-    """Why the draft repeats something visible or pending; None if it is new. Before there is code, stated
-    hyperparameters are compared with stated ones; code is compared when it is written."""
-    mechanisms, stated = set(draft.proposal.mechanisms), draft.proposal.details.get("hyperparameters")
+    """Why the draft repeats something visible or pending; None if it is new. Before there is code, its stated hyperparameters are
+    compared with stated ones, and with the fields of packages that state none (seeds, persons'): a proposal may leave some out."""
+    mechanisms, stated = set(draft.proposal.mechanisms), stated_values(draft.proposal)
     alike = [(e.id, context.proposals[e.id]) for e in context.entries if set(e.mechanisms) == mechanisms]
     alike += [(id, p) for id, p in context.pending if set(p.mechanisms) == mechanisms]
     for id, other in alike if stated is not None else ():
-        if stated == other.details.get("hyperparameters"):
+        theirs = stated_values(other)
+        if stated == theirs or (stated and theirs is None and stated.items() <= fields(context.code(id)).items()):
             return f"it has the mechanisms and the hyperparameters of {id} ({other.name})"
     return check_novelty(draft, context)
 
