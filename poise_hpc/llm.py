@@ -57,7 +57,9 @@ class Client:
                  environ: Mapping[str, str] = os.environ, sleep: Callable[[float], None] = time.sleep,
                  clock: Callable[[], float] = time.monotonic):
         self.settings, self.transcript, self._seed, self._sleep = settings, transcript, seed, sleep
-        self._send = _endpoint(settings, read_key(settings, environ))
+        key = read_key(settings, environ)
+        self._send = _endpoint(settings, key)
+        self._url = lambda: without_key(key, address(settings))  # as it may be written down
         self._slots = threading.Semaphore(settings.max_parallel)
         self._pace = Pace(settings.requests_per_min, sleep, clock)
         self._no_schema: set[str] = set()  # models that answered 400 to a schema and not without it
@@ -130,7 +132,7 @@ class Client:
         worst = self._amount(model, prompt_bound(request), self.settings.max_tokens)
         with self._slots:
             self._pace.wait()
-            call = self.transcript.begin(request, model, schema, worst, self._limit)
+            call = self.transcript.begin(request, model, schema, worst, self._limit, self._url(), options(self.settings))
             try:
                 body = self._send(model, request, schema)
             except Failure as error:
@@ -165,6 +167,12 @@ def prompt_tokens(request: Request) -> int:
 
 def _texts(request: Request) -> list[str]:
     return [m["content"] for m in request.messages] + ([str(request.schema)] if request.schema else [])
+
+
+def options(settings: Agent) -> dict[str, Any]:
+    """What a request says beside model, messages and schema: settings that may change during a campaign."""
+    temperature = {} if settings.temperature is None else {"temperature": settings.temperature}
+    return {settings.max_tokens_key: settings.max_tokens} | temperature
 
 
 class Pace:
@@ -216,16 +224,14 @@ def _endpoint(settings: Agent, key: str) -> Callable[[str, Request, bool], str]:
     client_at = lru_cache(maxsize=1)(lambda url: _connect(settings, url, key))
 
     def send(model: str, request: Request, schema: bool) -> str:
-        options: dict[str, Any] = {settings.max_tokens_key: settings.max_tokens}
-        if settings.temperature is not None:
-            options["temperature"] = settings.temperature
+        more = options(settings)
         if schema:
-            options["response_format"] = {"type": "json_schema", "json_schema": {
+            more["response_format"] = {"type": "json_schema", "json_schema": {
                 "name": request.operator, "strict": True, "schema": request.schema}}
         if not (url := address(settings)):
             raise Failure(None, _silent(settings), retry=True)
         try:
-            raw = client_at(url).chat.completions.with_raw_response.create(model=model, messages=list(request.messages), **options)
+            raw = client_at(url).chat.completions.with_raw_response.create(model=model, messages=list(request.messages), **more)
         except openai.APIStatusError as error:
             status = error.status_code
             quota = error.code == "insufficient_quota"  # a 429 that no waiting cures

@@ -4,8 +4,8 @@ A call leaves two lines, joined by its number. The first stands on disk before a
 killed in between knows that money may have gone; the second before anybody reads the reply, so that it is never
 paid twice.
 
-    {"event": "sent",  "call", "key", "candidate", "operator", "turn", "sha256", "model", "messages", "schema",
-                       "worst": {tokens, cost}, "time"}
+    {"event": "sent",  "call", "key", "candidate", "operator", "turn", "sha256", "url", "model", "messages", "schema",
+                       "options": {max_tokens, temperature, ...}, "worst": {tokens, cost}, "time"}
     {"event": "reply", "call", "key", "model", "body": the server's bytes as text, "spent": {tokens, cost}, "time"}
     {"event": "error", "call", "key", "model", "status", "error", "spent": {tokens, cost}, "time"}
                        and "too_long": true where the prompt did not fit into the model's context
@@ -159,8 +159,8 @@ class Transcript:
         with self._lock:
             return dict(Counter(operator for operator, _ in self._amounts.values()))
 
-    def begin(self, request: Request, model: str, schema: bool, worst: Amount, limit: Limit) -> int:
-        """Reserve the worst case and note the request. BudgetExceeded if `limit` does not hold that much more."""
+    def begin(self, request: Request, model: str, schema: bool, worst: Amount, limit: Limit, url: str = "", options: dict[str, Any] = {}) -> int:
+        """Reserve the worst case and note the request, whole. BudgetExceeded if `limit` does not hold that much more."""
         with self._lock:
             total = sum((amount for _, amount in self._amounts.values()), Amount())
             if not limit.holds(total + worst):
@@ -171,8 +171,8 @@ class Transcript:
                 raise BudgetExceeded(reason)
             call = max(self._amounts, default=0) + 1
             self._append({"event": "sent", "call": call, "key": request.key, "candidate": request.candidate,
-                          "operator": request.operator, "turn": request.turn, "sha256": request.sha256, "model": model,
-                          "messages": list(request.messages), "schema": request.schema if schema else None,
+                          "operator": request.operator, "turn": request.turn, "sha256": request.sha256, "url": url, "model": model,
+                          "messages": list(request.messages), "schema": request.schema if schema else None, "options": options,
                           "worst": worst.to_json()})
             return call
 

@@ -63,6 +63,18 @@ def test_reply_is_noted_with_request_usage_and_cost(tmp_path):
     assert server.requests[0]["max_tokens"] == 50 and server.keys == [f"Bearer {SECRET}"]
 
 
+def test_what_was_sent_is_noted_whole(tmp_path):
+    """From its line in the transcript the request can be written again, word for word."""
+    with LLMServer([Answer("a"), Answer("b")]) as server:
+        Bench(server, tmp_path, temperature=0.3).client.complete(ask(schema={"type": "object"}))
+        bench = Bench(server, tmp_path, temperature=None, max_tokens_key="max_completion_tokens")
+        bench.client.complete(ask("again"))
+    for line, body in zip([line for line in bench.lines() if line["event"] == "sent"], server.requests, strict=True):
+        schema = body.pop("response_format", {"json_schema": {"schema": None}})["json_schema"]["schema"]
+        assert line["options"] | {"model": line["model"], "messages": line["messages"]} == body and line["schema"] == schema
+        assert line["url"] == server.url
+
+
 def test_an_answered_request_is_never_sent_again(tmp_path):
     with LLMServer([Answer("once")]) as server:
         bench = Bench(server, tmp_path)
