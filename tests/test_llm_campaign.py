@@ -4,6 +4,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -338,6 +339,28 @@ def test_a_directive_reaches_the_sibling_of_a_candidate_that_runs(tmp_path):
         finish(driven)
         asked = prompts(server, "# Task\n\nPropose ")
     assert ["write shorter outputs" in text for text in asked] == [False, True]
+
+
+def test_a_campaign_and_its_replay_keep_the_cards_they_began_with(tmp_path):
+    """The user's folder is edited between two starts, then it is gone: the prompts stay, and the replay fits."""
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    card = "---\nname: My method\nslots: clipping\narxiv:\nyear: 2026\ntags: slow-start\n---\n{}\n"
+    (mine / "a.md").write_text(card.format("Clip by the moon."))
+    with LLMServer(Agent(FEW)) as server:
+        opened = llm_campaign(tmp_path / "c", server.url, 3, {"cards": [str(mine)]})
+        driven = controller(opened, threads=False)
+        while driven.count < 2:
+            driven.step()
+        (mine / "a.md").write_text(card.format("Clip by the sun."))
+        (mine / "b.md").write_text("no card at all")
+        finish(controller(Campaign.open(opened.root), threads=False))
+        asked = prompts(server, "# Task\n\nPropose ")
+    assert ["Clip by the moon." in text for text in asked] == [True, True]
+    shutil.rmtree(mine)
+    target = replaying.create(Campaign.open(opened.root), tmp_path / "again")
+    finish(controller(target, None, Replay(target.config.agent, Transcript(target.root / "llm.jsonl", lambda: 0.0))))
+    assert replaying.compare(opened, target)["different"] == {}
 
 
 # --- killed at any write

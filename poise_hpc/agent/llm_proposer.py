@@ -22,7 +22,7 @@ from . import llm_reflect, propose, reflect as rules, review
 from .base import Context, Draft, DraftRejected, Facts
 from .conversation import Malformed
 from .implement import implement, repair
-from .priors import load_cards
+from .priors import CARDS, keep, load_cards
 from .synthesize import notes_for
 
 FINAL: dict[type[LLMError], str] = {  # recorded, the same for ever: asking again would not help
@@ -33,7 +33,7 @@ NEVER_RUN = frozenset({"duplicate", "gate", "inconsistent", *FINAL.values()})
 class LLMProposer:
     def __init__(self, llm: LLM, config: Config, campaign: Path):
         self.llm, self.config, self.notes = llm, config, campaign / "notes"
-        self.cards = load_cards(*map(Path, config.agent.cards))
+        self.cards = load_cards(*keep([Path(folder).expanduser() for folder in config.agent.cards], campaign / CARDS))
 
     def propose(self, context: Context) -> Draft:
         try:
