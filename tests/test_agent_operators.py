@@ -15,7 +15,7 @@ from poise_hpc.agent import evidence, propose, review, synthesize
 from poise_hpc.agent.base import Draft
 from poise_hpc.agent.conversation import Malformed
 from poise_hpc.agent.implement import implement, proposal_text, repair
-from poise_hpc.agent.llm_reflect import reflect, settle
+from poise_hpc.agent.llm_reflect import reflect
 from poise_hpc.agent.package_text import show_package
 from poise_hpc.agent.priors import load_cards
 from poise_hpc.agent.prompts import render
@@ -352,13 +352,18 @@ def test_a_diagnosis_cites_something_if_anything_was_shown():
     assert reflect(Scripted({"reflect": [json.dumps(diagnosis(citations=[]))]}), nothing, RULES).author == "llm:m"
 
 
-@pytest.mark.parametrize(("rules", "model", "outcome", "verdict"), [
-    ("supported", "supported", Outcome.SUCCEEDED, "supported"), ("undecided", "refuted", Outcome.SUCCEEDED, "refuted"),
-    ("refuted", "supported", Outcome.SUCCEEDED, "undecided"), ("supported", "refuted", Outcome.SUCCEEDED, "undecided"),
-    ("failed", "supported", Outcome.CANDIDATE_ERROR, "failed"),
-])
-def test_words_do_not_turn_an_interval_round(rules, model, outcome, verdict):
-    assert settle(rules, model, outcome) == verdict
+@pytest.mark.parametrize("rules", ["supported", "undecided", "refuted", "failed"])
+@pytest.mark.parametrize("model", ["supported", "refuted"])
+def test_words_do_not_decide_about_scores(rules, model):
+    """The interval's verdict stands, the model's stands beside it, and both are shown to later proposals."""
+    made = reflect(Scripted({"reflect": [json.dumps(diagnosis(verdict=model))]}), facts(), replace(RULES, verdict=rules))
+    assert (made.verdict, made.hypothesis) == (rules, model) and Reflection.from_json(made.to_json()) == made
+    text = propose.prompt(context(reflections={"c0000": made}), Config(), "", ())
+    assert f"- reflection (scores {rules}; hypothesis {model}; " in text and f"; undecided, hypothesis {model}" in text
+
+
+def test_a_reflection_of_an_older_record_is_read():
+    assert Reflection.from_json({"verdict": "supported", "text": "", "symptoms": [], "author": "llm:m"}).hypothesis == ""
 
 
 @pytest.mark.parametrize("trouble", [["no", "no"], [Refused("no")]])

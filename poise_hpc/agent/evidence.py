@@ -84,7 +84,8 @@ def entry_text(entry: EntrySummary, proposal: Proposal | None, reflection: Refle
         lines.append(f"- hypothesis: {proposal.hypothesis}")
         lines.append(f"- change: {_clip(proposal.description, chars)}")
     if reflection:
-        lines.append(f"- reflection ({reflection.verdict}; {', '.join(reflection.symptoms) or 'no symptoms'}): "
+        hypothesis = f"hypothesis {reflection.hypothesis}; " if reflection.hypothesis else ""
+        lines.append(f"- reflection (scores {reflection.verdict}; {hypothesis}{', '.join(reflection.symptoms) or 'no symptoms'}): "
                      f"{_clip(reflection.text, chars)}")
     return "\n".join(lines)
 
@@ -123,7 +124,8 @@ def line(e: EntrySummary, reflection: Reflection | None) -> str:
     s = e.score
     result = (f"failed: {e.cause}{_reason(reflection)}" if s is None else
               f"Overall {interval(s.overall, s.ci)}" + (f", {interval(s.delta, s.delta_ci)} against GRPO" if s.delta is not None else ""))
-    return f"- {_head(e.id, e.name, e.parents, e.mechanisms)}; {result}; {e.verdict}"
+    hypothesis = f", hypothesis {reflection.hypothesis}" if reflection and reflection.hypothesis else ""
+    return f"- {_head(e.id, e.name, e.parents, e.mechanisms)}; {result}; {e.verdict}{hypothesis}"
 
 
 def pending_line(id: str, p: Proposal) -> str:

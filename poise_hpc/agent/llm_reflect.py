@@ -1,7 +1,7 @@
 """The reflective analysis operator A: a mechanism-level diagnosis whose figures are checked against the record.
 
-The rules (`agent.reflect`) speak first: their verdict comes from the paired interval. The model explains, and judges
-the hypothesis; it may not call supported what the interval refutes, nor the reverse: that gives "undecided".
+The rules (`agent.reflect`) speak first: their verdict comes from the paired interval, and stands. The model explains, and judges
+the hypothesis, which also says something about the training: that verdict is kept apart, and never becomes the scores'.
 A cited figure that does not stand in the record goes back once; what is still wrong is left out, and said so. Figures in the
 free text are not looked up.
 """
@@ -54,15 +54,8 @@ def reflect(llm: LLM, facts: Facts, rules: Reflection) -> Reflection:
             found = talk.ask(render("citations", wrong="\n".join(f"- {w}" for w in wrong)), read, schema)
     except (Malformed, Refused, EmptyReply, TooLong, BudgetExceeded) as error:
         return Reflection(rules.verdict, f"{rules.text}\n\n(No reflection by the language model: {error})", rules.symptoms, rules.author)
-    return Reflection(settle(rules.verdict, found.verdict, facts.outcome), compose(facts, found),
-                      tuple(dict.fromkeys([*rules.symptoms, *found.symptoms])), f"llm:{talk.model}")
-
-
-def settle(rules: str, model: str, outcome: Outcome) -> str:
-    """The verdict of both: a failure stays one, and words do not turn an interval round."""
-    if outcome is not Outcome.SUCCEEDED:
-        return rules
-    return "undecided" if {rules, model} == {"supported", "refuted"} else model
+    return Reflection(rules.verdict, compose(facts, found), tuple(dict.fromkeys([*rules.symptoms, *found.symptoms])), f"llm:{talk.model}",
+                      found.verdict)
 
 
 def false_citations(facts: Facts, found: Diagnosis) -> list[str]:
