@@ -105,6 +105,12 @@ def test_ideas_must_be_well_named():
         propose.propose(Scripted({"propose": [bad, bad]}), context(), Config(), "", ())
 
 
+@pytest.mark.parametrize(("per_parent", "window", "given", "count"), [(3, 4, 0, 3), (3, 1, 0, 1), (2, 4, 0, 2), (3, 1, 2, 2)])
+def test_no_idea_is_paid_for_that_no_sibling_can_take_up(per_parent, window, given, count):
+    config = Config.model_validate({"search": {"per_parent": per_parent, "window": window}})
+    assert f"Propose {count} algorithms" in propose.prompt(context(ideas=("an idea",) * given), config, "", ())
+
+
 def test_twins_in_one_reply_count_once():
     pair = [proposal("A-1", ("x", "y")), proposal("A-2", ("y", "x")), proposal("B", ("z",))]
     fresh, known = propose.sift(pair, context())
@@ -416,6 +422,15 @@ def test_notes_are_revised_in_turn_and_read_by_later_proposals(tmp_path):
 def test_a_principle_needs_evidence_that_exists(change, found):
     principle = synthesize.Principle(**{"principle": "P", "why": "w", "supports": ["c0001"], "contradicts": []} | change)
     assert found in synthesize.problems(synthesize.Notes(principles=[principle], open_questions=[]), context().entries)[0]
+
+
+def test_notes_stay_short(tmp_path):
+    many = notes(principles=notes()["principles"] * 11, open_questions=["?"] * 6)
+    llm = Scripted({"synthesize": [json.dumps(many), json.dumps(notes())]})
+    synthesize.revise(llm, context("c0008"), 8, tmp_path)
+    assert "principles: at most 10 were wanted, got 11" in llm.asked("synthesize")[1]
+    assert "open_questions: at most 5 were wanted, got 6" in llm.asked("synthesize")[1] and (tmp_path / "c0008.json").exists()
+    assert "At most 10 principles, at most 5 open" in llm.asked("synthesize")[0]
 
 
 def test_unusable_notes_leave_the_older_ones(tmp_path):

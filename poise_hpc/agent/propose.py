@@ -1,6 +1,6 @@
 """The proposal operator P: several diverse ideas in one call, those that repeat the archive sent back with the reason.
 
-PAPER.md, step 1: "proposes N candidates" from a parent. One idea becomes this candidate; the others travel in its
+POISE (Xia et al. 2026, arXiv:2603.23951) proposes N candidates from a parent. One idea becomes this candidate; the others travel in its
 proposal (`details["alternatives"]`) and become its siblings', as long as it is pending: the evidence is the same then.
 """
 from __future__ import annotations
@@ -76,7 +76,7 @@ def propose(llm: LLM, context: Context, config: Config, notes: str, cards: Seque
 def prompt(context: Context, config: Config, notes: str, cards: Sequence[Card], detail: evidence.Detail = evidence.FULL) -> str:
     parent, grpo = context.parent, context.parent.id == BASELINE_ID
     return render(
-        "propose", count=str(config.agent.proposals), inputs=", ".join(get_args(Input)),
+        "propose", count=str(wanted(context, config)), inputs=", ".join(get_args(Input)),
         parent=evidence.entry_text(parent, context.parent_proposal, context.reflections.get(parent.id), PARENT_CHARS),
         curves=evidence.curves_text(context.curves(parent.id)),
         baseline_curves="The parent is GRPO." if grpo else evidence.curves_text(context.curves(BASELINE_ID)),
@@ -85,6 +85,13 @@ def prompt(context: Context, config: Config, notes: str, cards: Sequence[Card], 
         history=evidence.history_text(context, detail), notes=notes or "None yet.",
         cards=choose_cards(cards, context, detail.cards) or "None.",
         recipe=f"{evidence.recipe(config)}\n- {evidence.noise_text(context.entries)}", directive=wishes(context))
+
+
+def wanted(context: Context, config: Config) -> int:
+    """Ideas worth paying for: no more than there will be siblings that can take them up while this candidate is pending, and one
+    for each idea of the researcher."""
+    search = config.search
+    return max(min(config.agent.proposals, search.per_parent, search.window or search.per_parent), len(context.ideas))
 
 
 def wishes(context: Context) -> str:

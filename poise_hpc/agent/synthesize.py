@@ -19,6 +19,9 @@ from .conversation import Conversation, Malformed, json_schema, reads_json
 from .prompts import render
 
 
+MOST_PRINCIPLES, MOST_QUESTIONS = 10, 5
+
+
 class Principle(BaseModel):
     model_config = ConfigDict(extra="ignore")
     principle: str = Field(description="one sentence that tells a designer what to do and when")
@@ -46,7 +49,8 @@ def revise(llm: LLM, context: Context, every: int, folder: Path) -> None:
     if path.exists():
         return
     older = latest(folder, candidate_number(context.id) - 1, every)
-    text, *shorter = (render("synthesize", history=history(context, detail), notes=older or "None yet: this is the first revision.")
+    text, *shorter = (render("synthesize", history=history(context, detail), notes=older or "None yet: this is the first revision.",
+                             principles=str(MOST_PRINCIPLES), questions=str(MOST_QUESTIONS))
                       for detail in (evidence.FULL, *evidence.SHORTER))
     try:
         notes = Conversation(llm, "synthesize", context.id).ask(
@@ -79,6 +83,8 @@ def history(context: Context, detail: evidence.Detail) -> str:
 def problems(notes: Notes, entries: Sequence[EntrySummary]) -> list[str]:
     known = {e.id for e in entries}
     out = [] if notes.principles else ["principles: at least one was wanted"]
+    for name, found, most in [("principles", notes.principles, MOST_PRINCIPLES), ("open_questions", notes.open_questions, MOST_QUESTIONS)]:
+        out += [f"{name}: at most {most} were wanted, got {len(found)}; join or drop some"] if len(found) > most else []
     for p in notes.principles:
         if unknown := [id for id in (*p.supports, *p.contradicts) if id not in known]:
             out.append(f"{p.principle!r} cites {', '.join(unknown)}; no such entry was shown")
