@@ -4,14 +4,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from helpers_agent import (CLIP_HIGHER_CODE, CONSISTENT, GRPO_CODE, context, diagnosis, facts, idea, ideas, inconsistent, package,
+from helpers_agent import (CLIP_HIGHER_CODE, CONSISTENT, GRPO_CODE, Scripted, context, diagnosis, facts, idea, ideas, inconsistent, package,
                            proposal)
 from llm_server import Answer, Disconnect, LLMServer, Status
+from poise_hpc.agent import propose
 from poise_hpc.agent.base import Draft
 from poise_hpc.agent.llm_proposer import DraftRejected, LLMProposer
 from poise_hpc.config import Config
@@ -244,6 +246,53 @@ def test_several_candidates_at_once(tmp_path):
             drafts = list(pool.map(lambda id: agent.propose(context(id, directive=f"directive {id}")), names))
     assert [d.proposal.name for d in drafts] == [name for name, _ in names.values()]
     assert len(server.requests) == 18
+
+
+SIBLINGS = {"c0001": ("CLIPHIGHER-GRPO", "asymmetric-clip"), "c0002": ("B-GRPO", "other-clip"), "c0003": ("C-GRPO", "third-clip")}
+
+
+def test_siblings_are_written_beside_one_another_and_paid_once(tmp_path):
+    all_three = threading.Barrier(3)  # no package is sent before all are asked for
+
+    def say(request):
+        if (name := operator(request)) == "propose":
+            return Answer(ideas(*(idea(called, ("group-std", clip)) for called, clip in SIBLINGS.values())))
+        if name == "review":
+            return Answer(CONSISTENT)
+        all_three.wait(10)
+        clip = next(clip for called, clip in SIBLINGS.values() if f"- name: {called}\n" in request["messages"][1]["content"])
+        return Answer(package(CLIP_HIGHER_CODE.replace("asymmetric-clip", clip)))
+
+    with LLMServer(say) as server:
+        agent, pending = proposer(server, tmp_path, timeout_s=20.0), ()
+        for id, (name, clip) in SIBLINGS.items():
+            draft = agent.propose(context(id, pending=pending))
+            assert draft.proposal.name == name and clip in draft.files["algorithm.py"]
+            pending += ((id, draft.proposal),)
+        asked = sorted(map(operator, server.requests))
+    assert asked == ["implement"] * 3 + ["propose"] + ["review"] * 3
+
+
+def test_money_that_siblings_had_reserved_comes_back(tmp_path):
+    class Tight(Scripted):
+        def complete(self, request):
+            if request.operator == "implement" and request.candidate != "c0001":
+                raise Unavailable("the sibling's own turn will tell")
+            return super().complete(request)
+
+    llm = Tight({"propose": [ideas(idea(), idea("B-GRPO", ("batch-std",)))], "implement": [BudgetExceeded("reserved"), package()],
+                 "review": [CONSISTENT]})
+    made = LLMProposer(llm, config("http://127.0.0.1:9/v1"), tmp_path).propose(context("c0001"))
+    assert made.proposal.name == "CLIPHIGHER-GRPO"
+
+
+@pytest.mark.parametrize(("id", "search", "following"), [
+    ("c0001", {}, ["c0002", "c0003"]), ("c0002", {}, ["c0003"]), ("c0003", {}, []), ("c0004", {"candidates": 5}, ["c0005"]),
+    ("c0001", {"window": 2}, ["c0002"]), ("c0001", {"window": 1}, []), ("c0001", {"per_parent": 1}, [])])
+def test_who_follows(id, search, following):
+    first = propose.choose([proposal(name, ("x",)) for name in "ABCD"])
+    settings = Config.model_validate({"search": {"per_parent": 3, "window": 4, "candidates": 9} | search})
+    assert propose.ahead(context(id), first, settings) == [(f, proposal(n, ("x",))) for f, n in zip(following, "BCD")]
 
 
 def test_candidate_code_is_never_imported_or_executed_here(tmp_path):

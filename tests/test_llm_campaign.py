@@ -327,6 +327,21 @@ def test_guidance_holds_from_the_next_proposal_on_and_replays(tmp_path):
     assert replaying.compare(opened, target)["different"] == {}
 
 
+def test_a_sibling_written_ahead_is_paid_once_and_replays(tmp_path):
+    agent = Agent(FEW)
+    with LLMServer(agent) as server:
+        opened = llm_campaign(tmp_path / "c", server.url, 2, per_parent=2)
+        driven = controller(opened)
+        while driven.count < 2:
+            driven.step()
+        assert Transcript(opened.root / "llm.jsonl", lambda: 0.0).turns("c0002", "implement")  # while c0001 was made
+        finish(driven)
+    assert agent.asked.count(("implement", "SEQ-GRPO")) == 2  # its first answer was a 429
+    target = replaying.create(opened, tmp_path / "again")
+    finish(controller(target, None, Replay(target.config.agent, Transcript(target.root / "llm.jsonl", lambda: 0.0))))
+    assert replaying.compare(opened, target)["different"] == {}
+
+
 def test_a_directive_reaches_the_sibling_of_a_candidate_that_runs(tmp_path):
     """c0001's reply holds c0002's idea as well; a directive given in between is asked with all the same."""
     with LLMServer(Agent(FEW)) as server:

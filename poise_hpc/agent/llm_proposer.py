@@ -4,6 +4,8 @@
                         ^________|          ^______________________|   bounded rounds
     check job fails, or its response report speaks against the proposal (`confirm`) -> repair -> Draft
 
+While a package is written and reviewed, those of its siblings are written beside it; they find theirs in the transcript.
+
 Stateless: everything is a function of the context and of recorded replies, so a killed controller that proposes again
 gets the same draft without paying again. What ends for good is a `DraftRejected`: evidence, archived with its cause.
 What a later try may cure (`replay.Unavailable`) or a person (`replay.Rejected`, `transcript.BudgetExceeded`) passes through.
@@ -11,13 +13,15 @@ What a later try may cure (`replay.Unavailable`) or a person (`replay.Rejected`,
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
 
 from ..algorithms import gate
 from ..config import Config
 from ..replay import EmptyReply, LLM, LLMError, Refused, TooLong
-from ..types import Outcome, Reflection
+from ..transcript import BudgetExceeded
+from ..types import Outcome, Proposal, Reflection
 from . import llm_reflect, propose, reflect as rules, review
 from .base import Context, Draft, DraftRejected, Facts
 from .conversation import Malformed
@@ -44,10 +48,25 @@ class LLMProposer:
         proposal = propose.choose(ideas)
         if reason := proposal.details.get("duplicate"):
             raise DraftRejected("duplicate", reason, Draft(proposal, {}))
+
+        def work() -> Draft:
+            return self._work(context.id, Draft(proposal, {}), lambda: self._implement(context.id, proposal, context),
+                              lambda draft: propose.novelty(draft, context))
+
+        if not (siblings := propose.ahead(context, proposal, self.config)):
+            return work()
+        with ThreadPoolExecutor(len(siblings)) as pool:
+            for id, sibling in siblings:
+                pool.submit(self._implement, id, sibling, context)  # nobody reads its end: what fails here fails in the sibling's own turn
+            try:
+                return work()
+            except BudgetExceeded:
+                pass
+        return work()  # what the siblings' calls had reserved may have come back
+
+    def _implement(self, id: str, proposal: Proposal, context: Context) -> Draft:
         second = context.code(proposal.parents[1]) if len(proposal.parents) > 1 else {}
-        return self._work(context.id, Draft(proposal, {}),
-                          lambda: Draft(proposal, implement(self.llm, context.id, proposal, context.parent_code, second)),
-                          lambda draft: propose.novelty(draft, context))
+        return Draft(proposal, implement(self.llm, id, proposal, context.parent_code, second))
 
     def repair(self, id: str, draft: Draft, messages: Sequence[str]) -> Draft:
         """The draft after its check job found `messages`; DraftRejected once `agent.repair_rounds` are used up."""

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ..config import Config
 from ..replay import LLM, models_for
-from ..types import BASELINE_ID, Proposal
+from ..types import BASELINE_ID, Proposal, candidate_id, candidate_number
 from . import catalogue, evidence
 from .base import Context, Draft
 from .conversation import Conversation, json_schema, reads_json
@@ -136,6 +136,14 @@ def siblings(context: Context) -> list[Proposal]:
     left = [Proposal.from_json(data) for _, pending in context.pending if pending.parents[:1] == (context.parent.id,)
             for data in pending.details.get("alternatives", ()) if data["details"].get("directive") == context.directive]
     return sift(left, context)[0]
+
+
+def ahead(context: Context, proposal: Proposal, config: Config) -> list[tuple[str, Proposal]]:
+    """(id, idea) of the siblings that will follow, if no person, veto or directive comes in between."""
+    search, number = config.search, candidate_number(context.id)
+    left = min(search.per_parent - 1 - (number - 1) % search.per_parent, (search.window or search.per_parent) - 1, search.candidates - number)
+    ideas = map(Proposal.from_json, proposal.details.get("alternatives", ()))
+    return [(candidate_id(number + n), idea) for n, idea in zip(range(1, left + 1), ideas)]
 
 
 def choose(proposals: list[Proposal]) -> Proposal:
