@@ -164,7 +164,8 @@ def test_repair_shows_the_problems_and_takes_edits():
     edit = "<<<<<<< SEARCH algorithm.py\n    clip: float = 0.2\n=======\n    clip: float = 0.1\n>>>>>>> REPLACE"
     llm = Scripted({"repair": [edit]})
     fixed = repair(llm, "c0003", CLIP_HIGHER, {"algorithm.py": GRPO_CODE}, ["advantages: NaN for equal rewards"])
-    assert fixed.proposal.mechanisms == CLIP_HIGHER.mechanisms and fixed.files == {"algorithm.py": GRPO_CODE.replace("    clip: float = 0.2\n", "    clip: float = 0.1\n")}
+    assert fixed.proposal.mechanisms == CLIP_HIGHER.mechanisms
+    assert fixed.files == {"algorithm.py": GRPO_CODE.replace("    clip: float = 0.2\n", "    clip: float = 0.1\n")}
     assert "- advantages: NaN for equal rewards" in llm.asked("repair")[0]
 
 
@@ -191,7 +192,8 @@ def test_notes_that_do_not_fit_leave_the_older_ones(tmp_path):
 
 def test_repair_remembers_its_rounds():
     """Round 2 sees what round 1 was for and changed; an author that goes back to the first package is asked anew, not from memory."""
-    there, back = (f"<<<<<<< SEARCH algorithm.py\n    clip: float = {a}\n=======\n    clip: float = {b}\n>>>>>>> REPLACE" for a, b in [(0.2, 0.1), (0.1, 0.2)])
+    there, back = (f"<<<<<<< SEARCH algorithm.py\n    clip: float = {a}\n=======\n    clip: float = {b}\n>>>>>>> REPLACE"
+                   for a, b in [(0.2, 0.1), (0.1, 0.2)])
     llm, draft = Scripted({"repair": [there, back, there]}), Draft(CLIP_HIGHER, {"algorithm.py": GRPO_CODE})
     for problem in ("too wide", "too narrow", "too wide"):
         draft = repair(llm, "c0003", draft.proposal, draft.files, [problem])
@@ -271,7 +273,8 @@ def test_repair_may_correct_what_the_proposal_says_it_responds_to():
     assert made.files == package and made.proposal.details["responds_to"] == ["group", "reward", "valid"]
     assert made.proposal.details["hyperparameters"] == {"clip_high": 0.28}
     llm = Scripted({"repair": ["responds_to: rewards", show_package({"algorithm.py": "responds_to: int = 1\n"})]})
-    assert repair(llm, "c0003", CLIP_HIGHER, package, ["x"]).proposal.details["responds_to"] == CLIP_HIGHER.details["responds_to"]  # a line of code is no declaration
+    made = repair(llm, "c0003", CLIP_HIGHER, package, ["x"])  # a line of code is no declaration
+    assert made.proposal.details["responds_to"] == CLIP_HIGHER.details["responds_to"]
     assert "rewards is no input" in llm.asked("repair")[1]
 
 

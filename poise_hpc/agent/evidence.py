@@ -148,7 +148,8 @@ def noise_text(entries: Sequence[EntrySummary]) -> str:
     from ..stats import pooled_sd
 
     sd = pooled_sd([e.score for e in entries if e.score])
-    return f"one training seed's Overall strays by {number(sd)} points (standard deviation, all entries)" if sd else "nobody knows yet how far one seed strays"
+    return (f"one training seed's Overall strays by {number(sd)} points (standard deviation, all entries)" if sd else
+            "nobody knows yet how far one seed strays")
 
 
 def mean_rows(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, float]]:

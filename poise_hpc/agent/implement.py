@@ -27,14 +27,14 @@ DECLARED = re.compile(r"^responds_to:(?P<inputs>.*)$", re.M)
 def implement(llm: LLM, id: str, proposal: Proposal, parent_code: Mapping[str, str], second_code: Mapping[str, str] = {}) -> dict[str, str]:
     """The whole package: file name -> text."""
     text = render("implement", proposal=proposal_text(proposal), parent_code=show_package(parent_code), interface=interface(),
-                  second_code=show_package(second_code) or "There is none.")
+                  rules=render("rules").strip(), second_code=show_package(second_code) or "There is none.")
     return Conversation(llm, "implement", id).ask(text, read_package)
 
 
 def repair(llm: LLM, id: str, proposal: Proposal, package: Mapping[str, str], problems: Sequence[str]) -> Draft:
     """The draft after one round against `problems`: edits, or the proposal's `responds_to` corrected where the code was right."""
     text = render("repair", proposal=proposal_text(proposal), package=show_package(package), interface=interface(),
-                  problems=_list(problems), inputs=", ".join(get_args(Input)), earlier=rounds_text(proposal))
+                  problems=_list(problems), inputs=", ".join(get_args(Input)), rules=render("rules").strip(), earlier=rounds_text(proposal))
     made = Conversation(llm, "repair", id).ask(text, lambda reply: read_repair(reply, Draft(proposal, package)))
     rounds = [*proposal.details.get("rounds", ()), {"problems": list(problems), "change": change(Draft(proposal, package), made)}]
     return Draft(with_details(made.proposal, rounds=rounds), made.files)

@@ -156,8 +156,8 @@ def as_proposal(idea: Idea, context: Context, model: str) -> Proposal:
     taken = {e.name for e in context.entries} | {p.name for _, p in context.pending}
     name = f"{idea.name}-{context.id}" if idea.name in taken else idea.name
     return Proposal(
-        name=name, parents=(context.parent.id, *([idea.second_parent] if idea.second_parent else [])), hypothesis=idea.hypothesis, mechanisms=tuple(dict.fromkeys(idea.mechanisms)),
-        description=idea.description, expected_effect=idea.expected_effect, sources=tuple(idea.sources),
+        name=name, parents=(context.parent.id, *([idea.second_parent] if idea.second_parent else [])), hypothesis=idea.hypothesis,
+        mechanisms=tuple(dict.fromkeys(idea.mechanisms)), description=idea.description, expected_effect=idea.expected_effect, sources=tuple(idea.sources),
         proposer=f"llm:{model}", details={"directive": context.directive, "responds_to": sorted(set(idea.responds_to)),
                                           "hyperparameters": {h.name: h.value for h in idea.hyperparameters},
                                           "meanings": {h.name: h.meaning for h in idea.hyperparameters}})
