@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .. import syntax
 from ..types import CandidateError
 from . import seeds
 
@@ -48,7 +49,7 @@ def manifest(package_dir: Path) -> dict[str, str]:
 def declared_mechanisms(files: Mapping[str, str]) -> tuple[str, ...]:
     """Names in the package's `mechanisms = (Mechanism("name", ...), ...)`, read and not run; () where they are not written out."""
     try:
-        tree = ast.parse(files["algorithm.py"])
+        tree = syntax.parse(files["algorithm.py"])
     except (SyntaxError, ValueError):  # a finding of the gate's, not ours
         return ()
     written = [node.value for node in ast.walk(tree) if isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value is not None
