@@ -8,7 +8,7 @@ from helpers_models import tiny_model
 
 from poise_hpc.rollout import conformance
 from poise_hpc.rollout.hf_engine import HFEngine
-from poise_hpc.training import packing
+from poise_hpc.training import buckets, packing
 from poise_hpc.training.logprobs import LogProb, entropies
 from poise_hpc.training.policy import Policy
 
@@ -20,7 +20,7 @@ LENGTH = torch.tensor([3, 2, 1, 4, 4])
 
 def oracle(model, prompts, group, tokens, length, temperature):
     """One plain forward per completion: log-probs and entropies (B, T)."""
-    logp, entropy = torch.zeros(tokens.shape), torch.zeros(tokens.shape)
+    logp, entropy = torch.zeros(2, *tokens.shape, dtype=model.dtype)
     for i, (g, n) in enumerate(zip(group.tolist(), length.tolist())):
         x = torch.tensor(prompts[g] + tokens[i, :n].tolist())
         scores = torch.log_softmax(model(input_ids=x[None]).logits[0, len(prompts[g]) - 1:-1] / temperature, -1)
@@ -74,9 +74,50 @@ def test_pack_by_hand():
     assert p.positions.tolist() == [[0, 1, 0, 1, 2, 2]]
     assert p.logits_at.tolist() == [1, 2, 3, 4, 5]     # ends of the prompts, then the completions
     assert p.source.tolist() == [1, 2, 3, 0, 4] and p.target.tolist() == [7, 8, 1, 9, 1]
-    assert p.packed.tolist() == [0, 1, 2, 4, 5, 6]     # rectangles: 2 3 | 5 . | 7 8 | 9 .
-    assert p.mask[0, 0].tolist() == [[True, False, True, False], [True, False, True, True]]
-    assert p.mask[1, 0].tolist() == [[True, True, True, False], [True, True, True, True]]
+    # Rectangles: prompts, 2 3 | 5 .; completions, 7 8 | 9 ., whose keys are 5 . 7 8 | 2 3 9 .
+    assert p.queries.tolist() == [0, 1, 2, 2, 3, 4, 5, 5]  # padding repeats a token
+    assert p.outputs.tolist() == [0, 1, 2, 4, 5, 6]
+    assert p.keys.tolist() == [0, 1, 2, 2, 2, 2, 3, 4, 0, 1, 5, 5] and not p.dense
+    assert [r.mask is None for r in p.rectangles] == [True, False]
+    seen = p.rectangles[1].mask == 0
+    assert seen[0, 0].tolist() == [[True, False, True, False], [True, False, True, True]]
+    assert seen[1, 0].tolist() == [[True, True, True, False], [True, True, True, True]]
+
+
+def test_pack_whole_sequences_by_hand(monkeypatch):
+    # Tiles of one token: 4 (4 + 1) / 2 = 10 cells of a whole sequence of four, 3 x (1 + 3) = 12 with a mask.
+    monkeypatch.setattr(buckets, "TILE", 1)
+    p = packing.pack([[2], [3]], torch.tensor([1, 0]), torch.tensor([[7, 8, 9, 1], [4, 5, 1, 0]]), torch.tensor([4, 3]))
+    assert p.tokens.tolist() == [[2, 3, 7, 8, 9, 4, 5]]
+    assert [r.mask is None for r in p.rectangles] == [True, True]
+    assert p.queries.tolist() == p.keys.tolist() == [0, 1, 1, 2, 3, 4, 0, 5, 6, 6]  # 2 | 3; 3 7 8 9 | 2 4 5 .
+    assert p.outputs.tolist() == [0, 1, 3, 4, 5, 7, 8]  # the prompts' from their own rectangle
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("prompt_lengths", [(9, 9), (3, 14)])
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen2"])
+def test_several_buckets_equal_plain_forwards(monkeypatch, kind, prompt_lengths, recompute):
+    """Any lengths, float64: buckets of both ways, gradients of the prompts from all of them."""
+    for name, value in (("TILE", 4), ("FLOOR", 1), ("SHARE", 0.0)):
+        monkeypatch.setattr(buckets, name, value)
+    g = torch.Generator().manual_seed(sum(prompt_lengths))
+    prompts = [torch.randint(2, 16, (n,), generator=g).tolist() for n in prompt_lengths]
+    length = torch.tensor([1, 4, 4, 25, 40, 2, 39, 8, 9, 30])
+    group, tokens = torch.randint(2, (len(length),), generator=g), torch.randint(16, (len(length), 40), generator=g)
+    ways = [r.mask is None for r in packing.pack(prompts, group, tokens, length).rectangles]
+    assert ways.count(True) > 2 and ways.count(False) > 1  # one or two of the prompts among them
+    plain = tiny_model(kind).double()
+    policy = Policy(copy.deepcopy(plain), 0.7, recompute=recompute)
+    weight = torch.randn(tokens.shape, generator=g, dtype=torch.float64)
+    logp, entropy = oracle(plain, prompts, group, tokens, length, 0.7)
+    logp2, entropy2 = policy(prompts, group, tokens, length, entropy=True)
+    for l, H in ((logp, entropy), (logp2, entropy2)):
+        ((l.exp() + H) * weight).sum().backward()
+    torch.testing.assert_close(logp2, logp, atol=1e-11, rtol=1e-11)
+    torch.testing.assert_close(entropy2, entropy, atol=1e-11, rtol=1e-11)
+    for (name, a), b in zip(plain.named_parameters(), policy.model.parameters(), strict=True):
+        torch.testing.assert_close(b.grad, a.grad, atol=1e-10, rtol=1e-10, msg=lambda m, name=name: f"{name}: {m}")
 
 
 def test_rollouts_with_a_packed_model_are_unchanged():
