@@ -1,7 +1,7 @@
 """What one rank's memory holds, line by line, before anything runs.
 
 Symbols: N parameters, b bytes of one in the model's type (4 or 2), R ranks, h hidden, I feed-forward width, W width of all heads,
-V vocabulary, m tokens of a microbatch (`train.microbatch_tokens`), B its completions, G its groups, C the longest completion and P the longest prompt, in
+V vocabulary, m tokens of a microbatch (`train.microbatch_tokens`), B its completions, n those of a group, P the longest prompt and C a completion, in
 tokens. Each line says in which phases of a training job it is there; the peak is the phase that needs most:
 
     rollout    the policy samples           backward   the last microbatch of an update: all that autograd keeps is alive

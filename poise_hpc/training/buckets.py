@@ -90,7 +90,7 @@ def needed(p: Numbers, c: Numbers) -> int:
 def cuts(p: Numbers, c: Numbers, price: int) -> list[int]:
     """Edges, from 0 to the number of sequences, which are in the order of c."""
     steps = -(-c * GRID // c[-1])
-    at = np.append(np.flatnonzero(np.append(1, steps[1:] - steps[:-1])), len(c))  # where a bucket may begin or end
+    at = np.concatenate([[0], np.flatnonzero(steps[1:] > steps[:-1]) + 1, [len(c)]])  # where a bucket may begin or end
     U = len(at) - 1
     later = np.arange(U) >= np.arange(U)[:, None]
 
