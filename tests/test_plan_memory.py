@@ -45,6 +45,14 @@ def test_state_by_hand(train, ranks, dtype, megabytes):
     assert state(make(train, ranks, dtype)) == pytest.approx(megabytes)
 
 
+def test_under_zero_3_only_the_transformers_sampler_keeps_whole_weights():
+    def copies(engine):
+        config = configuration.parse({"train": {"zero_stage": 3}, "rollout": {"engine": engine}, "jobs": {"ranks": 4}})
+        return [line.name for line in memory.state(SHAPE, config, True, False) if line.name == "weights, to sample from"]
+
+    assert copies("hf") == ["weights, to sample from"] and copies("vllm") == []
+
+
 def test_reduction_bucket_is_deepspeeds_default_on_a_gpu_and_as_large_as_the_model_at_most_on_a_cpu():
     config = make({"zero_stage": 2}, 2, "bfloat16")
     assert lines(config)["reduction bucket", "backward"] == 2 * 500_000_000

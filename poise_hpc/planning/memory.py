@@ -89,8 +89,9 @@ def state(shape: Shape, config: Config, gpu: bool, reference: bool) -> list[Line
         lines.append(Line("weights", f"{b} x {N:,}", b * N, TRAINING))
     else:
         lines += [Line("weights, own share", f"{b} x {N:,} / {R}", 0 if offload_weights else b * N / R, TRAINING),
-                  Line("weights, gathered", f"{b} x {min(N, LIVE):,} (stage3_max_live_parameters)", b * min(N, LIVE), ("backward",)),
-                  Line("weights, to sample from", f"{b} x {N:,}: no rank has whole weights under ZeRO-3", b * N, TRAINING)]
+                  Line("weights, gathered", f"{b} x {min(N, LIVE):,} (stage3_max_live_parameters)", b * min(N, LIVE), ("backward",))]
+        if config.rollout.engine == "hf":  # vLLM has its own
+            lines.append(Line("weights, to sample from", f"{b} x {N:,}: no rank has whole weights under ZeRO-3", b * N, TRAINING))
     if not offload:
         if z or mixed:
             lines.append(Line("master weights, float32", f"4 x {N:,}{per}", 4 * N / parts, TRAINING))
