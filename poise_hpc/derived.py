@@ -78,9 +78,10 @@ def create(kind: str, origin: Campaign, id: str, seeds: int | None, config_file:
 
 
 def settings(kind: str, config: configuration.Config, entry: Entry, seeds: int | None) -> configuration.Config:
-    """The origin's config with what this kind changes: no proposals; for `confirm`, fresh seeds and prompts."""
+    """The origin's config with what this kind changes: no proposals, no screening; for `confirm`, fresh seeds and prompts."""
     used = config.search.train_seeds
-    change: dict[str, Any] = {"search": {"candidates": 0, "proposer": "offline"}, "budget": {"wall_clock_min": None, "run_hours": None}}
+    change: dict[str, Any] = {"search": {"candidates": 0, "proposer": "offline"}, "budget": {"wall_clock_min": None, "run_hours": None},
+                              "screen": {"rungs": []}}
     if kind in ("confirm", "transfer"):
         first = max(FRESH, max(used) + 1)
         change["search"]["train_seeds"] = list(range(first, first + (seeds or 5)))
