@@ -22,7 +22,7 @@ from . import config as configuration
 from . import files, views
 from .archive import Entry, read
 from .campaign import Campaign
-from .types import BASELINE_ID, UsageError
+from .types import BASELINE_ID, START, UsageError
 
 FRESH = 1000  # fresh training seeds start here: no search uses them by default
 
@@ -132,13 +132,17 @@ def compare(old: Entry, new: Entry) -> dict[str, Any]:
     """Which numbers came again. Same machine, versions and threads: all of them, to the bit."""
     import numpy
 
-    def score(entry: Entry) -> Any:  # without the difference to the baseline, which the rerun itself is
-        return {k: v for k, v in (entry.score or {}).items() if not k.startswith("delta")}
+    def score(entry: Entry) -> Any:  # without what a baseline has not, which the rerun itself is, and what it alone has
+        kept = {k: v for k, v in (entry.score or {}).items() if not k.startswith("delta")}
+        return kept and kept | {"curve": {at: v for at, v in kept["curve"].items() if at != START}}
+
+    def evaluations(entry: Entry) -> Any:
+        return entry.evaluations[entry.evaluations["at"] != float(START)]
 
     changed = {k: [old.versions.get(k), new.versions.get(k)] for k in sorted(old.versions.keys() | new.versions.keys())
                if old.versions.get(k) != new.versions.get(k)}
     return {"identical_curves": old.curve_names == new.curve_names and bool(numpy.array_equal(old.curve_values, new.curve_values, equal_nan=True)),
-            "identical_evaluations": bool(numpy.array_equal(old.evaluations, new.evaluations)),
+            "identical_evaluations": bool(numpy.array_equal(evaluations(old), evaluations(new))),
             "identical_completions": bool(numpy.array_equal(old.completion_tokens, new.completion_tokens)),
             "identical_scores": score(old) == score(new), "versions_changed": changed,
             "hashes_changed": sorted(k for k in old.hashes if old.hashes[k] != new.hashes.get(k)),

@@ -172,7 +172,7 @@ def hashes(campaign: Campaign, candidate: Candidate, trained: list[Attempt]) -> 
 
 def attempt_row(attempt: Attempt) -> dict[str, Any]:
     result, submitted = attempt.result or {}, attempt.submitted or {}
-    return {"stage": str(attempt.stage), "seed": attempt.seed, "number": attempt.number, "outcome": result.get("outcome"),
+    return {"stage": str(attempt.stage), "unit": attempt.unit, "seed": attempt.seed, "number": attempt.number, "outcome": result.get("outcome"),
             "cause": result.get("cause", ""), "run_seconds": result.get("run_seconds", 0.0), "ranks": result.get("ranks", 1),
             "job_id": submitted.get("job_id") or result.get("job_id"), "host": result.get("host", ""), "walls": result.get("walls", {})}
 

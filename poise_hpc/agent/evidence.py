@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..config import Config
-from ..types import EntrySummary, Proposal, Reflection, Score
+from ..types import EntrySummary, Outcome, Proposal, Reflection, Score, Screening
 from .base import Context, Facts
 
 CURVES = ("reward", "acc", "valid", "truncated", "length", "entropy", "kl_old", "kl_ref", "clip_fraction",
@@ -33,6 +33,9 @@ def recipe(config: Config) -> str:
         f"- {len(s.train_seeds)} training seeds, the same for every candidate; Overall weighs {scores}, at the training "
         f"fractions {', '.join(f'{a:g}' for a in config.evaluate.at)} "
         f"({'their mean' if config.evaluate.score == 'curve' else 'the last counts'})",
+        *(f"- at {r.at:g} of the training a candidate goes no further if its Overall, over {r.seeds} seed(s), is "
+          + (f"below the untrained policy's - {r.margin:g}" if r.rule == "below_start" else f"clearly more than {r.margin:g} points below GRPO's")
+          for r in config.screen.rungs),
         f"- {config.jobs.train_min:g} minutes of training per seed; no extra forward passes, no critic, no change to sampling"])
 
 
@@ -55,10 +58,16 @@ def score_text(score: Score | None) -> str:
     return "; ".join(parts)
 
 
+def screening_text(s: Screening) -> str:
+    """Of a candidate without a score: what is known instead."""
+    return (f"screened out at training fraction {s.at}, on {len(s.by_seed)} of the seeds: Overall {number(s.overall)} there, "
+            f"{interval(s.delta, s.delta_ci)} against GRPO at the same point, untrained policy {number(s.start)}; not trained further")
+
+
 def entry_text(entry: EntrySummary, proposal: Proposal | None, reflection: Reflection | None) -> str:
     lines = [f"{entry.id} {entry.name} (parents: {', '.join(entry.parents) or 'none'}; mechanisms: "
              f"{', '.join(entry.mechanisms) or 'none'})",
-             f"- outcome: {entry.outcome}" + (f", {entry.cause}" if entry.cause else "") + f"; {score_text(entry.score)}"]
+             f"- outcome: {entry.outcome}" + (f", {entry.cause}" if entry.cause else "") + f"; {screening_text(entry.screened) if entry.screened else score_text(entry.score)}"]
     if entry.behaviour:
         lines.append("- training: " + ", ".join(f"{k} {number(v)}" for k, v in sorted(entry.behaviour.items())))
     if proposal:
@@ -82,7 +91,9 @@ def history_text(entries: Sequence[EntrySummary], pending: Sequence[tuple[str, P
     """One line per candidate, newest last: what was tried, what came of it."""
     lines = [f"- {e.id} {e.name}: {', '.join(e.mechanisms)}; " + (
         f"{interval(e.score.delta, e.score.delta_ci)} against GRPO" if e.score and e.score.delta is not None else
-        f"Overall {number(e.score.overall)}" if e.score else f"failed: {e.cause}") + f"; {e.verdict}"
+        f"Overall {number(e.score.overall)}" if e.score else
+        f"{interval(e.screened.delta, e.screened.delta_ci)} against GRPO at fraction {e.screened.at}, screened out" if e.screened else
+        f"failed: {e.cause}") + f"; {e.verdict}"
         for e in entries[-HISTORY:]]
     return "\n".join(lines + [f"- {id} {p.name}: {', '.join(p.mechanisms)}; still running" for id, p in pending]) or "Nothing yet."
 
@@ -120,6 +131,8 @@ def find_figure(facts: Facts, quantity: str, step: int | None) -> float | None:
     """The figure that a citation names: a curve at a step, a benchmark, "overall" or "delta"; None if there is none."""
     if step is not None:
         return next((row.get(quantity) for row in mean_rows(facts.curves) if row["step"] == step), None)
+    if facts.outcome is Outcome.SCREENED_OUT:
+        return {"overall": facts.screenings[-1].overall, "delta": facts.screenings[-1].delta}.get(quantity, facts.behaviour.get(quantity))
     if facts.score is None:
         return None
     named = {"overall": facts.score.overall, "delta": facts.score.delta, "final": facts.score.final}
