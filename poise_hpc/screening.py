@@ -37,13 +37,20 @@ def judge(rung: Rung, ours: Mapping[str, float], baseline: Mapping[str, float], 
     paired, bounded = (stats.paired_difference(ours, baseline, level) for level in (stats.LEVEL, 2 * rung.confidence - 1))
     assert paired is not None and bounded is not None
     behind = bounded[1][1] if bounded[1] else bounded[0]
-    bound, limit = (overall, start - rung.margin) if rung.rule == "below_start" else (behind, -rung.margin)
+    bound, limit = (overall, start - rung.margin) if rung.rule == "below_start" else (behind, 0.0 - rung.margin)
     return Screening(f"{rung.at:g}", rung.rule, bound >= limit, dict(ours), overall, start, *paired, bound, limit)
 
 
 def text(s: Screening) -> str:
     """In a sentence."""
-    seeds, span = f"{len(s.by_seed)} seed" + "s" * (len(s.by_seed) > 1), f" [{s.delta_ci[0]:+.1f}, {s.delta_ci[1]:+.1f}]" if s.delta_ci else ""
-    against = f"{s.delta:+.1f}{span} against {BASELINE_ID} on the same {seeds}, {s.overall - s.start:+.1f} against the untrained policy"
-    figure = f"{s.bound:.1f} points" if s.rule == "below_start" else f"an upper bound of {s.bound:+.1f} points against {BASELINE_ID}"
-    return f"{figure} at {float(s.at):.0%} of the training, the limit is {s.limit:.1f}; Overall {s.overall:.1f}, {against}"
+    at, seeds = percent(s.at), f"{len(s.by_seed)} seed" + "s" * (len(s.by_seed) > 1)
+    span = f" [{s.delta_ci[0]:+.1f}, {s.delta_ci[1]:+.1f}]" if s.delta_ci else ""
+    against = f"{s.delta:+.1f}{span} against {BASELINE_ID} on the same {seeds}"
+    if s.rule == "below_start":
+        return f"Overall {s.overall:.1f} at {at} of the training, {s.limit:.1f} is the limit: the untrained policy has {s.start:.1f}; {against}"
+    return (f"{against} at {at} of the training, at most {s.bound:+.1f}, {s.limit:.1f} is the limit; Overall {s.overall:.1f}, "
+            f"the untrained policy has {s.start:.1f}")
+
+
+def percent(at: str) -> str:
+    return f"{100 * float(at):g} %"

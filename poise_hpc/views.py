@@ -5,7 +5,7 @@ import shlex
 import time
 from typing import Any
 
-from . import files
+from . import files, screening
 from .archive import ArchiveView
 from .campaign import Campaign, Candidate, load_attempts
 from .types import BASELINE_ID, START, EntrySummary, Outcome, Stage
@@ -180,7 +180,7 @@ def leaderboard_text(data: dict[str, Any]) -> str:
 def ending(row: dict[str, Any]) -> str:
     """Of a leaderboard's row: the verdict, or why there is none."""
     if s := row["screened"]:
-        return f"screened out at {float(s['at']):.0%}: {interval(s['delta'], s['delta_ci'], sign=True)} there"
+        return f"screened out at {screening.percent(s['at'])}: {interval(s['delta'], s['delta_ci'], sign=True)} there"
     return "-" if row["id"] == BASELINE_ID else row["verdict"] if row["outcome"] == Outcome.SUCCEEDED else f"failed: {row['cause']}"
 
 

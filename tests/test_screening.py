@@ -60,7 +60,7 @@ def test_rules(rung, ours, passed):
     baseline = {s: {"0": 20.0, "1": 22.0}[s] for s in ours}
     found = screening.judge(rung, ours, baseline, start=12.0)
     assert found.passed is passed and found.delta == sum(ours[s] - baseline[s] for s in ours) / len(ours)
-    assert f"at {rung.at:.0%} of the training" in screening.text(found)
+    assert f"at {100 * rung.at:g} % of the training" in screening.text(found)
 
 
 @pytest.mark.parametrize(("rungs", "message"), [
