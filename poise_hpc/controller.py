@@ -229,7 +229,8 @@ class Controller:
                 candidate.outcome = outcome
                 if outcome == Outcome.CANDIDATE_ERROR:
                     candidate.cause, candidate.message = failed[0].result["cause"], failed[0].result["message"]
-            candidate.rung += candidate.stage is Stage.EVALUATE and stage is Stage.TRAIN
+            if candidate.stage is Stage.EVALUATE and stage is Stage.TRAIN:
+                candidate.rung += 1
             candidate.stage = stage
         candidate.save()
         return True

@@ -36,7 +36,7 @@ def noop_work(attempt: Path, job: dict[str, Any]) -> dict[str, Any]:
         payload = {"steps": len(values), "snapshots": {f"{at:g}": f"snapshots/{at:g}" for at in config.evaluate.at if at <= until},
                    "weights_sha256": "2" * 64, "timings": {"rollout": 1.0, "update": 2.0}, "versions": {}}
     if "purpose" in job:
-        points = [float(at) for at in {**job["weights"], **payload.get("snapshots", {})}]
+        points = [float(at) for at in {**job.get("weights", {}), **payload.get("snapshots", {})}]
         payload |= {"elements": evaluate(attempt, job, config, points)}
     return {"outcome": Outcome.SUCCEEDED, "cause": "", "message": "", "payload": payload, "walls": {}}
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 import json
 
 import pytest
+from helpers_archive import screened as ended
 from helpers_campaign import campaign, noop_work
 from helpers_drive import Mortal, ShuffledCluster, archive_of, drive, failing, write_package
 
 from poise_hpc import config as configuration
 from poise_hpc import files, jobspec, orders, screening, views
+from poise_hpc.agent import evidence, llm_reflect
+from poise_hpc.agent.base import Facts
 from poise_hpc.campaign import Attempt, Campaign, Candidate
 from poise_hpc.cluster import InlineCluster
 from poise_hpc.config import Rung
-from poise_hpc.types import Outcome, Stage, UsageError
+from poise_hpc.types import Outcome, Proposal, Stage, UsageError
 
 # All six see the baseline only, so that what is proposed does not depend on who is screened out.
 SEARCH = {"candidates": 6, "window": 8, "train_seeds": [0, 1, 2]}
@@ -222,3 +225,14 @@ def test_views_say_what_was_screened_out(undisturbed, tmp_path):
     assert "screened out at" in views.leaderboard_text(board) and json.dumps(board)
     text = views.show_text(views.show(opened, ended[0]))
     assert undisturbed[ended[0]]["message"] in text
+
+
+def test_what_a_language_model_is_told():
+    found = ended("c0002", -3.0, ("c0000",), ("maxrl",))
+    assert "screened out at training fraction 0.5, on 1 of the seeds: Overall 37 there, -3 against GRPO" in evidence.entry_text(found, None, None)
+    assert evidence.history_text([found]) == "- c0002 c0002-GRPO: maxrl; -3 against GRPO at fraction 0.5, screened out; screened"
+    facts = Facts("c0002", Proposal("X", (), "", (), "", ""), Outcome.SCREENED_OUT, "behind", screenings=(found.screened,))
+    assert evidence.find_figure(facts, "delta", None) == -3.0 and evidence.find_figure(facts, "final", None) is None
+    assert llm_reflect.outcome_text(facts).startswith("behind: screened out at training fraction 0.5")
+    told = evidence.recipe(configuration.parse({"screen": {"rungs": [{"at": 0.25, "margin": 2.0}]}}))
+    assert "at 0.25 of the training a candidate goes no further if its Overall, over 1 seed(s), is below the untrained policy's - 2" in told
