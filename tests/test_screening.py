@@ -95,6 +95,12 @@ def test_who_passes_has_the_numbers_of_a_run_without_screening(whole, undisturbe
         assert {n: e[n] for n in ("name", "parents", "proposal", "code")} == {n: whole[id][n] for n in ("name", "parents", "proposal", "code")}
 
 
+def test_a_lone_candidate_is_read_again_after_its_rung(whole, tmp_path):
+    root = campaign(tmp_path / "c", search=SEARCH | {"candidates": 1}, evaluate=EVALUATE, screen={"rungs": [{"at": 0.25, "margin": 100.0}]}).root
+    drive(root)
+    assert {id: numbers(e) for id, e in archive_of(root).items()} == {id: numbers(whole[id]) for id in ("c0000", "c0001")}
+
+
 @pytest.mark.parametrize(("evaluate_by", "seed"), [("train", 0), ("train", 1), ("seed", 0), ("seed", 1), ("element", 0), ("element", 1)])
 def test_neither_the_order_nor_who_evaluates_changes_anything(undisturbed, tmp_path, evaluate_by, seed):
     root = screened(tmp_path / "c", jobs={"evaluate_by": evaluate_by})

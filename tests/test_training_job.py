@@ -197,10 +197,10 @@ def test_snapshot_steps():
 
 # --- screening
 
-@pytest.mark.parametrize("kill", [None, "save:2", "_sync:6"], ids=["whole", "before the rung's checkpoint", "in it"])
+@pytest.mark.parametrize("kill", [None, "save:1", "_sync:4"], ids=["whole", "before the rung's checkpoint", "in it"])
 def test_a_promoted_run_is_bit_identical(undisturbed, tmp_path, kill):
     """To the rung at step 2, then to the end: the snapshot of the rung is the run's own, curves and weights are the same."""
-    conf, attempts = h.make_config({"checkpoint_every": 1}, evaluate={"at": [0.34, 1.0]}), []
+    conf, attempts = h.make_config({"checkpoint_every": 4}, evaluate={"at": [0.34, 1.0]}), []
     for name in ["train-s0@0.34-1"] * bool(kill) + ["train-s0@0.34-2", "train-s0-1"]:
         until = {"until": "0.34"} if "@" in name else {}
         attempts.append(h.write_job(tmp_path, conf, name, resume=attempts[:], **until))
