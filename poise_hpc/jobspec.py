@@ -138,7 +138,8 @@ def before(candidate: Candidate, stage: Stage, unit: str) -> list[Attempt]:
 
 def trained(candidate: Candidate, seed: int | None) -> Attempt | None:
     """The furthest training of this seed that has ended well."""
-    done = [a for a in candidate.attempts if a.stage == Stage.TRAIN and a.seed == seed and a.version == candidate.version and a.outcome is Outcome.SUCCEEDED]
+    own = [a for a in candidate.attempts if a.stage == Stage.TRAIN and a.seed == seed and a.version == candidate.version]
+    done = [a for a in own if a.outcome is Outcome.SUCCEEDED]
     return max(done, key=lambda a: (a.reaches, a.number), default=None)
 
 

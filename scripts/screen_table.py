@@ -1,12 +1,15 @@
 #!/usr/bin/env python
 """What would screening have saved, and what would it have cost? Rungs, replayed on a table of whole learning curves.
 
-    .venv/bin/python scripts/screen_table.py export archive_store/whole docs/data/screen_stress.json      a campaign without screening
+    .venv/bin/python scripts/screen_table.py make archive_store/whole docs/data/search_stress.json && poise-hpc run archive_store/whole
+    .venv/bin/python scripts/screen_table.py export archive_store/whole docs/data/screen_stress.json
     .venv/bin/python scripts/screen_table.py replay docs/data/screen_stress.json [--json]
 
-`replay` judges every row by the rules of poise_hpc/screening.py as if its training had been stopped there, with each order of the
-training seeds (a rung takes the first ones). Counted are training steps; the truth is a row's Overall over all seeds and points. It is measured on the same
-seeds as the rungs are, so it is kind to them: read the losses as lower bounds. [a, b]: 95 %, rows drawn again with replacement.
+`make` is a campaign without screening: recipes of another table (scripts/search_table.py), the best, the worst and evenly over the ranks
+between, in random order, so that one that was broken off is a sample, too. `replay` judges every row by the rules of poise_hpc/screening.py as if its training had been stopped there, with each order of the
+training seeds (a rung takes the first ones). Run time is training steps, and `--startup` a job; the truth is a row's Overall over
+all seeds and points. It is measured on the same seeds as the rungs are, so it is kind to them: read the losses as lower bounds.
+[a, b]: 95 %, rows drawn again with replacement.
 """
 from __future__ import annotations
 
@@ -22,13 +25,15 @@ from typing import Any
 
 import numpy as np
 
-from poise_hpc import archive, screening
+from poise_hpc import archive, files, orders, screening
 from poise_hpc import config as configuration
+from poise_hpc.agent import recipe
+from poise_hpc.agent.render import render
 from poise_hpc.archive import ArchiveView
 from poise_hpc.campaign import Campaign
 from poise_hpc.config import Config, Rung
 from poise_hpc.evaluation import metrics
-from poise_hpc.types import START
+from poise_hpc.types import BASELINE_ID, START
 
 BEST = 3           # rows that ought to survive
 RESAMPLES = 1000
@@ -45,19 +50,33 @@ def behind(at: float, seeds: int, confidence: float, margin: float = 0.0) -> Run
 PLANS: dict[str, tuple[Rung, ...]] = {
     "below start, 25 %, 1 seed": (below(0.25),),
     "below start, 50 %, 1 seed": (below(0.5),),
-    "below start, 25 % and 50 %": (below(0.25), below(0.5)),
     "behind, 25 %, 1 seed": (behind(0.25, 1, 0.5),),
     "behind, 25 %, 2 seeds": (behind(0.25, 2, 0.5),),
-    "behind, 50 %, 1 seed": (behind(0.5, 1, 0.5),),
-    "behind by 4, 50 %, 1 seed": (behind(0.5, 1, 0.5, 4.0),),
-    **{f"behind{f' by {m:g}' if m else ''}{f' ({c:.0%} sure)' if c > 0.5 else ''}, 50 %, 2 seeds": (behind(0.5, 2, c, m),)
-       for m in (0.0, 2.0, 4.0) for c in (0.5, 0.8, 0.9)},
-    "below start, 25 %, then behind by 2, 50 %, 2 seeds": (below(0.25), behind(0.5, 2, 0.5, 2.0)),
-    "below start, 25 %, then behind by 4, 50 %, 1 seed, then by 2, 2 seeds": (below(0.25), behind(0.5, 1, 0.5, 4.0), behind(0.5, 2, 0.5, 2.0)),
+    **{f"behind{f' by {m:g}' if m else ''}, 50 %, {n} seed{'s' * (n > 1)}": (behind(0.5, n, 0.5, m),) for n in (1, 2) for m in (0.0, 1.0, 2.0, 4.0)},
+    **{f"behind, {100 * c:.0f} % sure, 50 %, 2 seeds": (behind(0.5, 2, c),) for c in (0.8, 0.9)},
+    "below start, 25 %, 1 seed; behind by 1, 50 %, 2 seeds": (below(0.25), behind(0.5, 2, 0.5, 1.0)),
+    "behind by 2, 50 %, 1 seed; behind by 1, 50 %, 2 seeds": (behind(0.5, 1, 0.5, 2.0), behind(0.5, 2, 0.5, 1.0)),
 }
 
 
 # --- the table
+
+def make(root: Path, table: Path, config_file: Path, count: int, seeds: int, cache: Path) -> Campaign:
+    rows = [r for r in json.loads(table.read_text())["rows"] if r["by_seed"] and r["proposer"] == "offline"]
+    ranked = sorted(rows, key=lambda r: -np.mean(list(r["by_seed"].values())))
+    change = {"search": {"candidates": 0, "train_seeds": list(range(seeds))}, "screen": {"rungs": []}}
+    config = configuration.parse(configuration.overlay(configuration.load(config_file).dump(), change))
+    cache.mkdir(parents=True, exist_ok=True)
+    opened, packages = Campaign.create(root, config, cache_dir=str(cache)), root.with_name(root.name + "-packages")
+    for i in np.random.default_rng(0).permutation(count):
+        row = ranked[round(i * (len(ranked) - 1) / (count - 1))]
+        folder = packages / row["id"]
+        folder.mkdir(parents=True)
+        (folder / "algorithm.py").write_text(render(recipe.make(row["recipe"]["parts"].values(), row["recipe"]["knobs"]), row["name"]))
+        files.write_json(folder / "proposal.json", {"name": row["name"]})
+        orders.package(opened, folder, parent=BASELINE_ID)
+    return opened
+
 
 def export(campaign: Campaign) -> dict[str, Any]:
     """Overall of every row at every point with every seed, of the records' evaluation tables."""
@@ -89,11 +108,12 @@ class Table:
     config: Config
     start: float
     rows: list[dict[str, Any]]  # the baseline first
+    startup: float = 0.0        # of a job, as a share of what a seed's whole training takes: a promotion costs one a seed
 
     @classmethod
-    def read(cls, path: Path) -> Table:
+    def read(cls, path: Path, startup: float) -> Table:
         data = json.loads(path.read_text())
-        return cls(configuration.parse(data["config"]), data["start"], data["rows"])
+        return cls(configuration.parse(data["config"]), data["start"], data["rows"], startup)
 
     @cached_property
     def truth(self) -> np.ndarray:
@@ -105,18 +125,19 @@ class Table:
         return float(np.mean([list(seeds.values()) for seeds in row["points"].values()]))
 
     def run(self, row: dict[str, Any], rungs: Sequence[Rung], seeds: Sequence[str]) -> tuple[bool, float]:
-        """(did it pass, share of a whole training that it had) with the seeds in this order."""
-        spent = dict.fromkeys(seeds, 0.0)
+        """(did it pass, what it has cost as a share of a training without rungs) with the seeds in this order."""
+        came, starts, whole = dict.fromkeys(seeds, 0.0), 0, len(seeds) * (1 + self.startup)
         for rung in rungs:
             used, at = seeds[:rung.seeds], f"{rung.at:g}"
-            spent |= dict.fromkeys(used, rung.at)
+            starts += sum(came[s] < rung.at for s in used)
+            came |= dict.fromkeys(used, rung.at)
             ours, base = ({s: r["points"][at][s] for s in used} for r in (row, self.rows[0]))
             if not screening.judge(rung, ours, base, self.start).passed:
-                return False, sum(spent.values()) / len(seeds)
-        return True, 1.0
+                return False, (sum(came.values()) + self.startup * starts) / whole
+        return True, 1 + self.startup * starts / whole
 
     def judged(self, rungs: Sequence[Rung]) -> tuple[np.ndarray, np.ndarray]:
-        """(orders, N) who passed, and the share of a whole training."""
+        """(orders, N) who passed, and what it has cost."""
         orders = list(permutations(self.rows[0]["points"]["1"]))
         found = np.array([[self.run(row, rungs, order) for row in self.rows[1:]] for order in orders])
         return found[..., 0].astype(bool), found[..., 1]
@@ -159,9 +180,9 @@ def markdown(result: dict[str, Any]) -> str:
         return f"{v[0]:.{0 if unit else 1}f}{unit} [{v[1]:.{0 if unit else 1}f}, {v[2]:.{0 if unit else 1}f}]"
 
     points = ", ".join(f"{screening.percent(at)} {r:.2f}" for at, r in result["correlation"].items())
-    lines = [f"{result['rows']} rows, {result['seeds']} seeds; baseline {result['baseline']:.1f}, untrained policy {result['start']:.1f}; {result['better']} rows are "
-             f"better than the baseline. Rank correlation of one seed at a point with Overall: {points}.", "",
-             f"| rungs | dropped | training saved | better than the baseline, lost | best {BEST}, lost | the best survivor is worse by |", "|---|---|---|---|---|---|"]
+    lines = [f"{result['rows']} rows, {result['seeds']} seeds; baseline {result['baseline']:.1f}, untrained policy {result['start']:.1f}; "
+             f"{result['better']} rows are better than the baseline. Rank correlation of one seed at a point with Overall: {points}.", "",
+             f"| rungs | dropped | run time saved | better than the baseline, lost | best {BEST}, lost | the best survivor is worse by |", "|---|---|---|---|---|---|"]
     return "\n".join(lines + [f"| {p['plan']} | {cell(p['dropped'], ' %')} | {cell(p['saved'], ' %')} | {cell(p['better_lost'], ' %')} | "
                               f"{cell(p['best_lost'], ' %')} | {cell(p['points_lost'])} |" for p in result["plans"]])
 
@@ -169,20 +190,31 @@ def markdown(result: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
+    making = commands.add_parser("make", help="prepare the campaign; `poise-hpc run` works it off")
+    making.add_argument("root", type=Path)
+    making.add_argument("table", type=Path)
+    making.add_argument("--config", type=Path, default=Path(__file__).resolve().parents[1] / "configs" / "stress.yaml")
+    making.add_argument("--rows", type=int, default=16)
+    making.add_argument("--seeds", type=int, default=3)
+    making.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "poise-hpc")
     exporting = commands.add_parser("export", help="a campaign's learning curves as one JSON file")
     exporting.add_argument("root", type=Path)
     exporting.add_argument("file", type=Path)
     replaying = commands.add_parser("replay", help="rungs on the table")
     replaying.add_argument("file", type=Path)
+    replaying.add_argument("--startup", type=float, default=0.0, help="of a job, as a share of what a seed's whole training takes")
     replaying.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    if args.command == "export":
+    if args.command == "make":
+        make(args.root, args.table, args.config, args.rows, args.seeds, args.cache)
+        print(f"poise-hpc run {args.root}")
+    elif args.command == "export":
         data = export(Campaign.open(args.root))
         args.file.write_text('{"config": ' + json.dumps(data["config"]) + f', "start": {json.dumps(data["start"])}, "rows": [\n'
                              + ",\n".join(map(json.dumps, data["rows"])) + "\n]}\n")
         print(f"{len(data['rows'])} rows in {args.file}")
     else:
-        result = replay(Table.read(args.file))
+        result = replay(Table.read(args.file, args.startup))
         print(json.dumps(result, indent=1) if args.json else markdown(result))
 
 

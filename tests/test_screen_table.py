@@ -56,6 +56,14 @@ def test_two_rungs_add_up(script, table):
     assert passed.tolist() == [[True, False, False], [True, True, False]] and spent[0, 1] == 0.25
 
 
+def test_a_promotion_costs_a_start(script, table):
+    # Start-up 0.5 of a training: without rungs 2 x 1.5 = 3. One rung for one seed: dropped 0.5 + 0.25, promoted 3 + 0.5.
+    slow = script.Table(table.config, table.start, table.rows, startup=0.5)
+    assert slow.judged((script.below(0.25),))[1][0] == pytest.approx([3.5 / 3, 0.75 / 3, 0.75 / 3])
+    # A second rung at the same point asks one seed more, which starts; the first is there already.
+    assert slow.judged((script.behind(0.5, 1, 0.5), script.behind(0.5, 2, 0.5)))[1][0, 0] == pytest.approx(4 / 3)
+
+
 def test_a_lost_best_is_counted(script, table):
     # The best row is dropped in one of two orders: 25.3 - 21.8 are lost there.
     lost = script.figures(np.array([[True, True, False], [False, True, False]]), np.ones((2, 3)), table.truth, 20.7)
@@ -70,3 +78,14 @@ def test_the_table_has_what_the_records_have(script, tmp_path):
     for r in data["rows"]:
         assert {at: np.mean(list(v.values())) for at, v in r["points"].items()} == pytest.approx(
             {at: v for at, v in found[r["id"]]["score"]["curve"].items() if at != "0"}, abs=1e-4)
+
+
+def test_a_table_is_made_of_recipes_the_best_and_the_worst_among_them(script, tmp_path):
+    from poise_hpc import packages, proposing
+
+    data = SCRIPT.parents[1] / "docs" / "data" / "search_stress.json"
+    opened = script.make(tmp_path / "c", data, SCRIPT.parents[1] / "configs" / "tiny_screen.yaml", 3, 2, tmp_path / "cache")
+    assert opened.config.search.train_seeds == (0, 1) and not opened.config.screen.rungs
+    ids = [folder.name.rpartition("-")[2] for folder in proposing.inbox(opened)]
+    assert len(ids) == 3 and {"c0123", "c0139"} < set(ids)  # 33.5 and 0.0 points
+    assert "Algorithm" in packages.read_package(proposing.inbox(opened)[0]).files["algorithm.py"]
