@@ -255,7 +255,7 @@ class Rung(Section):
     seeds: Positive = 1                 # of search.train_seeds, the first ones: trained so far at this rung
     rule: Literal["below_start", "behind"] = "below_start"
     margin: Annotated[float, Field(ge=0)] = 0.0                # points
-    confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.9    # "behind": of the one-sided bound; 0.5 is the difference itself
+    confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.8    # "behind": of the one-sided bound; 0.5 is the difference itself
 
     @model_validator(mode="after")
     def _interval(self) -> Rung:
