@@ -153,6 +153,8 @@ def report_text(data: dict[str, Any]) -> str:
     text = views.leaderboard_text(data)
     if "comparison" in data:
         c = data["comparison"]
+        if c["overall"][0] is None and c["overall"][1] is not None:
+            return f"{text}\nrerun of {data['origin']['id']}: it had no score; trained to the end it has overall {c['overall'][1]:.1f}"
         same = all(value for key, value in c.items() if key.startswith("identical")) and not c["hashes_changed"]
         text += f"\nrerun of {data['origin']['id']}: " + ("every curve, completion, score and weight came again, bit for bit" if same else
             f"numbers differ: overall {c['overall'][0]} then {c['overall'][1]}; versions changed: {c['versions_changed'] or 'none'}; "

@@ -9,7 +9,7 @@ from helpers_campaign import campaign, noop_work
 from helpers_drive import Mortal, ShuffledCluster, archive_of, drive, failing, write_package
 
 from poise_hpc import config as configuration
-from poise_hpc import files, jobspec, orders, screening, views
+from poise_hpc import derived, files, jobspec, orders, screening, views
 from poise_hpc.agent import evidence, llm_reflect
 from poise_hpc.agent.base import Facts
 from poise_hpc.campaign import Attempt, Campaign, Candidate
@@ -231,6 +231,17 @@ def test_views_say_what_was_screened_out(undisturbed, tmp_path):
     assert "screened out at" in views.leaderboard_text(board) and json.dumps(board)
     text = views.show_text(views.show(opened, ended[0]))
     assert undisturbed[ended[0]]["message"] in text
+
+
+def test_a_rerun_trains_to_the_end(undisturbed, tmp_path):
+    root = screened(tmp_path / "c")
+    drive(root)
+    id = next(id for id, e in undisturbed.items() if e["outcome"] == Outcome.SCREENED_OUT)
+    again = derived.create("rerun", Campaign.open(root), id, None, None)
+    drive(again.root)
+    found = archive_of(again.root)["c0000"]
+    assert not again.config.screen.rungs and found["seeds"] == (0, 1, 2) and found["score"]
+    assert f"rerun of {id}: it had no score; trained to the end it has overall" in derived.report_text(derived.report("rerun", again))
 
 
 def test_what_a_language_model_is_told():
