@@ -27,7 +27,7 @@ from . import files
 from .agent.novelty import signature
 from .entry import EVALUATION_ROW, SCALARS, Entry
 from .files import CorruptFile
-from .types import EntrySummary, Outcome, PoiseError, Proposal, Score, candidate_number
+from .types import EntrySummary, Outcome, PoiseError, Proposal, Score, Screening, candidate_number
 
 FORMAT = 1
 USER_BLOCK = 512        # bytes before the HDF5 superblock
@@ -72,7 +72,8 @@ def summary(entry: Entry, record_sha256: str | None = None) -> EntrySummary:
         proposer=entry.proposer, mechanisms=tuple(entry.proposal.get("mechanisms", ())),
         score=_score(score) if score else None, behaviour=dict(entry.behaviour), verdict=entry.reflection.get("verdict", ""),
         run_seconds=float(sum((a.get("run_seconds") or 0.0) * a.get("ranks", 1) for a in entry.attempts)), created=entry.created,
-        record_sha256=record_sha256 or _digest(_layout(entry)), signature=signature(Proposal.from_json(entry.proposal), entry.code))
+        record_sha256=record_sha256 or _digest(_layout(entry)), signature=signature(Proposal.from_json(entry.proposal), entry.code),
+        screened=_screened(entry.screenings[-1]) if entry.outcome == Outcome.SCREENED_OUT else None)
 
 
 def verify(path: Path) -> list[str]:
@@ -150,6 +151,10 @@ def _text(text: str) -> np.ndarray:
 def _score(data: Mapping[str, Any]) -> Score:
     pair = lambda v: tuple(v) if v is not None else None  # noqa: E731
     return Score(**{**data, "ci": pair(data["ci"]), "delta_ci": pair(data["delta_ci"])})
+
+
+def _screened(data: Mapping[str, Any] | None) -> Screening | None:
+    return Screening.from_json(dict(data)) if data else None
 
 
 # --- HDF5
@@ -276,7 +281,8 @@ class ArchiveView:
 
     def _remember(self, row: EntrySummary) -> EntrySummary:
         """The row as a later load will give it, down to the order of its dicts: who decides by it decides the same."""
-        self._lines[row.id] = files.dumps(vars(row) | {"score": vars(row.score) if row.score else None})
+        self._lines[row.id] = files.dumps(vars(row) | {"score": vars(row.score) if row.score else None,
+                                                       "screened": row.screened.to_json() if row.screened else None})
         return _summary(json.loads(self._lines[row.id]))
 
 
@@ -343,6 +349,7 @@ def _summary(data: dict[str, Any]) -> EntrySummary:
     data["parents"], data["mechanisms"] = tuple(data["parents"]), tuple(data["mechanisms"])
     data["outcome"] = Outcome(data["outcome"])
     data["score"] = _score(data["score"]) if data["score"] else None
+    data["screened"] = _screened(data.get("screened"))
     return EntrySummary(**data)
 
 

@@ -38,7 +38,8 @@ class Attempt:
 
     folder: Path
     stage: Stage
-    unit: str  # what of the stage: "" (all of it), "s0" (training seed 0), "s0@0.5@hard" (one evaluation element of it)
+    # What of the stage: "" (all of it), "s0" (training seed 0), "s0@0.5" (of it, up to a rung), "s0@0.5@hard" (one evaluation element).
+    unit: str
     number: int
     intent: dict[str, Any]                     # job name, and index within it if the job is an array
     submitted: dict[str, Any] | None = None    # job id; None: not submitted, or its submitter died before writing it down
@@ -53,6 +54,10 @@ class Attempt:
         return seed_of(self.unit)
 
     @property
+    def reaches(self) -> float:
+        return reach(self.unit)
+
+    @property
     def version(self) -> int:
         """Of the package that it ran: an author may have revised it since."""
         return self.intent.get("version", 1)
@@ -64,7 +69,7 @@ class Attempt:
 
 @dataclass
 class Candidate:
-    """A candidate that is not archived yet. `status.json` holds the first five."""
+    """A candidate that is not archived yet. `status.json` holds what its attempts do not."""
 
     id: str
     folder: Path
@@ -76,6 +81,7 @@ class Candidate:
     forgiven: list[str] = field(default_factory=list)  # attempts whose failure a person has pardoned (`retry`)
     attempts: list[Attempt] = field(default_factory=list)
     version: int = 1  # of its package: 1 + those kept in versions/
+    rung: int = 0     # rungs that it has passed
 
     def of(self, stage: Stage, unit: str) -> list[Attempt]:
         """Attempts with the current version of the package."""
@@ -84,7 +90,7 @@ class Candidate:
     def save(self, sync: bool = False) -> None:
         files.write_json(self.folder / "status.json", {
             "id": self.id, "stage": self.stage, "outcome": self.outcome, "cause": self.cause, "message": self.message,
-            "held_from": self.held_from, "forgiven": self.forgiven}, sync=sync)  # derivable: see Campaign.load
+            "held_from": self.held_from, "forgiven": self.forgiven, "rung": self.rung}, sync=sync)  # derivable: see Campaign.load
 
     def proposal(self) -> Proposal:
         return Proposal.from_json(files.read_json(self.folder / "proposal.json"))
@@ -191,7 +197,8 @@ class Campaign:
             return Candidate(id, folder, Stage.CHECK, attempts=load_attempts(folder), version=latest_version(folder))
         outcome, held = status["outcome"], status["held_from"]
         return Candidate(id, folder, Stage(status["stage"]), Outcome(outcome) if outcome else None, status["cause"],
-                         status["message"], Stage(held) if held else None, status["forgiven"], load_attempts(folder), latest_version(folder))
+                         status["message"], Stage(held) if held else None, status["forgiven"], load_attempts(folder), latest_version(folder),
+                         status.get("rung", 0))
 
     def code(self, id: str) -> dict[str, str]:
         """The package's files, by name, as its manifest lists them."""
@@ -305,6 +312,11 @@ def latest_version(candidate: Path) -> int:
 
 def seed_of(unit: str) -> int | None:
     return int(unit[1:].partition("@")[0]) if unit else None
+
+
+def reach(unit: str) -> float:
+    """Of a unit of training, or of a seed's evaluation: up to which fraction of the training."""
+    return float(unit.partition("@")[2] or 1)
 
 
 def dump_yaml(config: Config) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -251,6 +251,33 @@ class Agent(Section):
         return self
 
 
+class Rung(Section):
+    """A point of the training that a candidate must pass to be trained further. Rules: screening.py, docs/SCREENING.md."""
+
+    at: Fraction                        # a point of evaluate.at before the last
+    seeds: Positive = 1                 # of search.train_seeds, the first ones: trained so far at this rung
+    rule: Literal["below_start", "behind"] = "below_start"
+    margin: Annotated[float, Field(ge=0)] = 0.0                # points
+    confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.8    # "behind": of the one-sided bound; 0.5 is the difference itself
+
+    @model_validator(mode="after")
+    def _interval(self) -> Rung:
+        if self.rule == "behind" and self.seeds == 1 and self.confidence > 0.5:
+            raise ValueError("one seed gives no interval: 'behind' needs at least 2 seeds, or confidence 0.5")
+        return self
+
+
+class Screen(Section):
+    """What a candidate passes before its training is whole; empty: nothing. See docs/SCREENING.md."""
+
+    rungs: tuple[Rung, ...] = ()
+
+    @field_validator("rungs", mode="before")
+    @classmethod
+    def _tuple(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+
 class Budget(Section):
     """None: without limit. Reached: nothing new is proposed, what runs is finished."""
 
@@ -284,6 +311,7 @@ class Config(Section):
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
     search: Search = Search()
+    screen: Screen = Screen()
     agent: Agent = Agent()
     budget: Budget = Budget()
     jobs: Jobs = Jobs()
@@ -301,6 +329,19 @@ class Config(Section):
                              f"({self.train.minibatches})")
         if self.rollout.prompts % self.jobs.ranks:
             raise ValueError(f"rollout.prompts ({self.rollout.prompts}) must be a multiple of jobs.ranks ({self.jobs.ranks})")
+        return self
+
+    @model_validator(mode="after")
+    def _rungs(self) -> Config:
+        rungs, points = self.screen.rungs, self.evaluate.at[:-1]
+        if wrong := [r.at for r in rungs if r.at not in points]:
+            raise ValueError(f"screen.rungs: {wrong[0]:g} is no point of evaluate.at before the last; those are {[*points]}")
+        if wrong := [r.at for r in rungs if round(r.at * self.train.steps) >= self.train.steps]:
+            raise ValueError(f"screen.rungs: {wrong[0]:g} of {self.train.steps} training steps is all of them")
+        if wrong := [r.seeds for r in rungs if r.seeds > len(self.search.train_seeds)]:
+            raise ValueError(f"screen.rungs: {wrong[0]} seeds, but search.train_seeds has {len(self.search.train_seeds)}")
+        if any(a.at > b.at or a.seeds > b.seeds for a, b in zip(rungs, rungs[1:])):
+            raise ValueError("screen.rungs: neither 'at' nor 'seeds' may fall from one rung to the next")
         return self
 
     @property
@@ -404,5 +445,5 @@ def _explain(model: type[Section], error: Any) -> str:
 def _fields(model: Any, loc: tuple[Any, ...]) -> list[str]:
     for part in loc:
         field = model.model_fields.get(part) if hasattr(model, "model_fields") else None
-        model = field.annotation if field else Benchmark
+        model = field.annotation if field else next((a for a in get_args(model) if hasattr(a, "model_fields")), model)
     return list(getattr(model, "model_fields", {}))

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from . import files, jobspec, orders, packages, recording, reviewing
+from . import files, jobspec, orders, packages, recording, reviewing, screening
 from .agent.base import Author, Proposer
 from .archive import ArchiveView
 from .campaign import Attempt, Campaign, Candidate
@@ -169,10 +169,8 @@ class Controller:
         """At most one stage forward."""
         match candidate.stage:
             case Stage.CHECK | Stage.TRAIN | Stage.EVALUATE:
-                outcome = self.stage_outcome(candidate, jobspec.units(self.campaign.config, candidate.stage))
-                if outcome is None:
-                    return False
-                return self.move(candidate, outcome)
+                outcome = self.stage_outcome(candidate, self.units(candidate))
+                return outcome is not None and self.move(candidate, self.screened(candidate, outcome))
             case Stage.REVIEW:
                 return self.review(candidate)
             case Stage.REFLECT:
@@ -180,6 +178,22 @@ class Controller:
                     return False  # an added candidate may be faster than what it is compared with
                 return self.reflect(candidate) and self.archive_it(candidate)
         return False
+
+    def units(self, candidate: Candidate) -> list[str]:
+        config = self.campaign.config
+        return jobspec.units(config, candidate.stage, screening.rung(config, candidate), start=candidate.id == BASELINE_ID)
+
+    def screened(self, candidate: Candidate, outcome: Outcome) -> Outcome:
+        """A stage's outcome; of an evaluation at a rung, what the rung says."""
+        rung = screening.rung(self.campaign.config, candidate)
+        if rung is None or candidate.stage is not Stage.EVALUATE or outcome is not Outcome.SUCCEEDED:
+            return outcome
+        found = self.recorder.screening(candidate, rung)
+        self.event(candidate.id, "promoted" if found.passed else "screened out", f"{found.rule}: {screening.text(found)}")
+        if found.passed:
+            return outcome
+        candidate.cause, candidate.message = found.rule.replace("_", "-"), screening.text(found)
+        return Outcome.SCREENED_OUT
 
     def stage_outcome(self, candidate: Candidate, units: list[str]) -> Outcome | None:
         """The stage's outcome once every unit (training seed) has one; None before. The lowest failed seed is the cause."""
@@ -210,8 +224,9 @@ class Controller:
     def move(self, candidate: Candidate, outcome: Outcome) -> bool:
         limit = self.campaign.config.jobs.infra_retries
         author = isinstance(self.proposer, Author) and candidate.proposal().proposer.startswith("llm:")
-        stage = next_stage(candidate.stage, outcome, infra_errors=limit, limit=limit, author=author)
-        failed = [a for a in candidate.attempts if a.stage == candidate.stage and a.outcome == outcome]
+        rung, units = screening.rung(self.campaign.config, candidate) is not None, self.units(candidate)
+        stage = next_stage(candidate.stage, outcome, infra_errors=limit, limit=limit, author=author, rung=rung)
+        failed = [a for unit in units for a in candidate.of(candidate.stage, unit) if a.outcome == outcome]
         if stage == Stage.HELD:
             self.hold(candidate, failed[0])
         else:
@@ -219,6 +234,8 @@ class Controller:
                 candidate.outcome = outcome
                 if outcome == Outcome.CANDIDATE_ERROR:
                     candidate.cause, candidate.message = failed[0].result["cause"], failed[0].result["message"]
+            if candidate.stage is Stage.EVALUATE and stage is Stage.TRAIN:
+                candidate.rung += 1
             candidate.stage = stage
         candidate.save()
         return True
@@ -301,7 +318,7 @@ class Controller:
             if candidate.stage in (Stage.PREPARE, Stage.CHECK, Stage.TRAIN, Stage.EVALUATE):
                 if candidate is not self.home and self.home.stage != Stage.ARCHIVED:
                     break
-                out += [(candidate, unit) for unit in jobspec.units(self.campaign.config, candidate.stage) if self.due(candidate, unit)]
+                out += [(candidate, unit) for unit in self.units(candidate) if self.due(candidate, unit)]
         return out
 
     def due(self, candidate: Candidate, unit: str) -> bool:

@@ -22,7 +22,7 @@ from . import config as configuration
 from . import files, stats, views
 from .archive import ArchiveView, Entry, find, read
 from .campaign import Campaign
-from .types import BASELINE_ID, UsageError
+from .types import BASELINE_ID, START, UsageError
 
 FRESH = 1000  # fresh training seeds start here: no search uses them by default
 
@@ -78,9 +78,10 @@ def create(kind: str, origin: Campaign, id: str, seeds: int | None, config_file:
 
 
 def settings(kind: str, config: configuration.Config, entry: Entry, seeds: int | None) -> configuration.Config:
-    """The origin's config with what this kind changes: no proposals; for `confirm`, fresh seeds and prompts."""
+    """The origin's config with what this kind changes: no proposals, no screening; for `confirm`, fresh seeds and prompts."""
     used = config.search.train_seeds
-    change: dict[str, Any] = {"search": {"candidates": 0, "proposer": "offline"}, "budget": {"wall_clock_min": None, "run_hours": None}}
+    change: dict[str, Any] = {"search": {"candidates": 0, "proposer": "offline"}, "budget": {"wall_clock_min": None, "run_hours": None},
+                              "screen": {"rungs": []}}
     if kind in ("confirm", "transfer"):
         first = max(FRESH, max(used) + 1)
         change["search"]["train_seeds"] = list(range(first, first + (seeds or 5)))
@@ -151,13 +152,17 @@ def compare(old: Entry, new: Entry) -> dict[str, Any]:
     """Which numbers came again. Same machine, versions and threads: all of them, to the bit."""
     import numpy
 
-    def score(entry: Entry) -> Any:  # without the difference to the baseline, which the rerun itself is
-        return {k: v for k, v in (entry.score or {}).items() if not k.startswith("delta")}
+    def score(entry: Entry) -> Any:  # without what a baseline has not, which the rerun itself is, and what it alone has
+        kept = {k: v for k, v in (entry.score or {}).items() if not k.startswith("delta")}
+        return kept and kept | {"curve": {at: v for at, v in kept["curve"].items() if at != START}}
+
+    def evaluations(entry: Entry) -> Any:
+        return entry.evaluations[entry.evaluations["at"] != float(START)]
 
     changed = {k: [old.versions.get(k), new.versions.get(k)] for k in sorted(old.versions.keys() | new.versions.keys())
                if old.versions.get(k) != new.versions.get(k)}
     return {"identical_curves": old.curve_names == new.curve_names and bool(numpy.array_equal(old.curve_values, new.curve_values, equal_nan=True)),
-            "identical_evaluations": bool(numpy.array_equal(old.evaluations, new.evaluations)),
+            "identical_evaluations": bool(numpy.array_equal(evaluations(old), evaluations(new))),
             "identical_completions": bool(numpy.array_equal(old.completion_tokens, new.completion_tokens)),
             "identical_scores": score(old) == score(new), "versions_changed": changed,
             "hashes_changed": sorted(k for k in old.hashes if old.hashes[k] != new.hashes.get(k)),
@@ -171,6 +176,8 @@ def report_text(data: dict[str, Any]) -> str:
                                     for e in data["effects"]], ["mechanism", f"effect: {data['origin']['id']} with it, less without it"])
     if "comparison" in data:
         c = data["comparison"]
+        if c["overall"][0] is None and c["overall"][1] is not None:
+            return f"{text}\nrerun of {data['origin']['id']}: it had no score; trained to the end it has overall {c['overall'][1]:.1f}"
         same = all(value for key, value in c.items() if key.startswith("identical")) and not c["hashes_changed"]
         text += f"\nrerun of {data['origin']['id']}: " + ("every curve, completion, score and weight came again, bit for bit" if same else
             f"numbers differ: overall {c['overall'][0]} then {c['overall'][1]}; versions changed: {c['versions_changed'] or 'none'}; "

@@ -37,7 +37,8 @@ class Entry:
     checks: list[dict[str, Any]] = field(default_factory=list)      # name, passed, message, seconds
     attempts: list[dict[str, Any]] = field(default_factory=list)    # stage, seed, number, outcome, cause, run_seconds, job_id, host
     timings: dict[str, Any] = field(default_factory=dict)           # summed seconds
-    score: dict[str, Any] | None = None     # types.Score; None when it failed
+    score: dict[str, Any] | None = None     # types.Score; None when it failed or was screened out
+    screenings: list[dict[str, Any]] = field(default_factory=list)  # types.Screening, of each rung that it was judged at
     behaviour: dict[str, float] = field(default_factory=dict)       # condensed training curves
     reflection: dict[str, Any] = field(default_factory=dict)        # types.Reflection
     curve_names: tuple[str, ...] = ()       # (K,)
@@ -49,7 +50,7 @@ class Entry:
 
 
 SCALARS = ("id", "name", "parents", "proposer", "proposal", "outcome", "cause", "message", "created", "seeds", "versions",
-           "hashes", "pick", "checks", "attempts", "timings", "score", "behaviour", "reflection", "curve_names")
+           "hashes", "pick", "checks", "attempts", "timings", "score", "screenings", "behaviour", "reflection", "curve_names")
 
 
 Element = tuple[int, Mapping[str, Any], np.ndarray | None, np.ndarray | None]

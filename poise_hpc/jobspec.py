@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from . import files
-from .campaign import Attempt, Campaign, Candidate, load_attempts, seed_of
-from .config import Config
-from .types import Outcome, Stage
+from .campaign import Attempt, Campaign, Candidate, load_attempts, reach, seed_of
+from .config import Config, Rung
+from .types import BASELINE_ID, START, Outcome, Stage
 
 HOME = "prepare"  # the campaign's own job lives in a folder of this name, shaped like a candidate's
 
@@ -37,15 +37,18 @@ def prepared(home: Candidate) -> dict[str, Any]:
     return next(a.result["payload"] for a in reversed(home.attempts) if a.outcome is Outcome.SUCCEEDED and a.result)
 
 
-def units(config: Config, stage: Stage) -> list[str]:
-    """What a stage is made of, one job each: training seeds; for evaluation also (point, benchmark) where so configured."""
-    seeds = [f"s{seed}" for seed in config.search.train_seeds]
+def units(config: Config, stage: Stage, rung: Rung | None = None, start: bool = False) -> list[str]:
+    """What a stage is made of, one job each: training seeds, up to the rung if there is one; for evaluation also (point, benchmark)
+    where so configured. `start`: the first seed's evaluation is the start policy's, too."""
+    seeds = [f"s{seed}" for seed in config.search.train_seeds][:rung.seeds if rung else None]
     if stage == Stage.EVALUATE and config.jobs.evaluate_by == "train":
         return []
     if stage == Stage.TRAIN or (stage == Stage.EVALUATE and config.jobs.evaluate_by == "seed"):
-        return seeds
+        return [f"{seed}@{rung.at:g}" for seed in seeds] if rung else seeds
     if stage == Stage.EVALUATE:
-        return [f"{seed}@{at:g}@{name}" for seed in seeds for at in config.evaluate.at for name in config.evaluate.benchmarks]
+        points = [f"{at:g}" for at in config.evaluate.at if rung is None or at <= rung.at]
+        first = [(seeds[0], START)] if start else []
+        return [f"{seed}@{at}@{name}" for seed, at in [*first, *((s, p) for s in seeds for p in points)] for name in config.evaluate.benchmarks]
     return [""]
 
 
@@ -99,35 +102,54 @@ def announce(campaign: Campaign, home: Candidate, wanted: list[tuple[Candidate, 
 
 def job(campaign: Campaign, home: Candidate, candidate: Candidate, unit: str, number: int) -> dict[str, Any]:
     config, stage, seed = campaign.config, candidate.stage, seed_of(unit)
-    earlier = candidate.of(stage, unit)
+    earlier = before(candidate, stage, unit)
     spec: dict[str, Any] = {
         "kind": str(stage), "campaign": str(campaign.root), "candidate": candidate.id, "seed": seed, "attempt": number,
         "config": campaign.resolved, "avoid": avoid(earlier), "ranks": ranks(config, stage), "threads": config.jobs.threads, "limits": limits(config, stage, earlier)}
     if stage == Stage.PREPARE:
         return spec | {"cache_dir": campaign.meta["cache_dir"], "writable": [campaign.meta["cache_dir"]]}
     spec |= {"package": str(candidate.folder), "model": prepared(home)["model"], "data_sha256": prepared(home)["data_sha256"]}
+    if stage == Stage.CHECK:
+        return spec
+    # The control that costs one evaluation: the start policy, where the baseline's first seed is evaluated.
+    start = {START: spec["model"]} if candidate.id == BASELINE_ID and seed == config.search.train_seeds[0] else {}
+    spec["resume"] = [str(a.folder) for a in earlier]
+    _, *part = unit.split("@")
     if stage == Stage.TRAIN:
-        spec["resume"] = [str(a.folder) for a in earlier]
+        spec |= {"until": part[0]} if part else {}
         if config.jobs.evaluate_by == "train":
-            spec["purpose"] = config.evaluate.purpose
+            spec |= {"purpose": config.evaluate.purpose, "weights": start}
     if stage == Stage.EVALUATE:
-        trained = next(a for a in reversed(candidate.of(Stage.TRAIN, f"s{seed}")) if a.outcome is Outcome.SUCCEEDED)
-        assert trained.result is not None
-        spec["weights"] = {at: str(trained.folder / path) for at, path in trained.result["payload"]["snapshots"].items()}
+        done = trained(candidate, seed)
+        assert done is not None and done.result is not None
+        spec["weights"] = start | {at: str(done.folder / path) for at, path in done.result["payload"]["snapshots"].items()}
         spec["purpose"] = config.evaluate.purpose
-        spec["resume"] = [str(a.folder) for a in earlier]
-        if "@" in unit:
-            _, at, benchmark = unit.split("@")
-            spec["only"] = [[at, benchmark]]
+        spec |= {"only": [part]} if len(part) == 2 else {}
     return spec
 
 
+def before(candidate: Candidate, stage: Stage, unit: str) -> list[Attempt]:
+    """Attempts that one of `unit` goes on from, oldest first: those that took its seed to earlier rungs, and its own predecessors."""
+    own = candidate.of(stage, unit)
+    if not unit or unit.count("@") == 2:  # an evaluation element is whole or not there
+        return own
+    seed = [a for a in candidate.attempts if a.stage == stage and a.seed == seed_of(unit) and a.version == candidate.version]
+    return sorted((a for a in seed if a.reaches < reach(unit)), key=lambda a: (a.reaches, a.number)) + own
+
+
+def trained(candidate: Candidate, seed: int | None) -> Attempt | None:
+    """The furthest training of this seed that has ended well."""
+    own = [a for a in candidate.attempts if a.stage == Stage.TRAIN and a.seed == seed and a.version == candidate.version]
+    done = [a for a in own if a.outcome is Outcome.SUCCEEDED]
+    return max(done, key=lambda a: (a.reaches, a.number), default=None)
+
+
 def limits(config: Config, stage: Stage, earlier: list[Attempt]) -> dict[str, Any]:
-    """Time limit of this attempt: what the stage's earlier attempts have left of it. Queue wait is not run time."""
+    """Time limit of this attempt: what the earlier ones that it goes on from have left of it. Queue wait is not run time."""
     minutes = {Stage.PREPARE: config.jobs.prepare_min, Stage.CHECK: config.jobs.check_min,
                Stage.TRAIN: config.jobs.train_min, Stage.EVALUATE: config.jobs.evaluate_min}[stage]
     used = sum(a.result.get("run_seconds", 0.0) for a in earlier  # what was killed before it could save is done again
-               if a.result and a.outcome is Outcome.PREEMPTED and a.result["cause"] != "killed-at-stop")
+               if a.result and a.outcome in (Outcome.PREEMPTED, Outcome.SUCCEEDED) and a.result["cause"] != "killed-at-stop")
     return {"seconds": max(60 * minutes - used, 1.0), "silent_s": 60 * config.jobs.silent_min, "heartbeat_s": config.jobs.heartbeat_s,
             "memory_gb": config.jobs.memory_gb, "isolation": config.jobs.isolation}
 

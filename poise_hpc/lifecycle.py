@@ -4,6 +4,11 @@ r"""A candidate's way, as pure functions. Their tables are their test (tests/tes
        \_______\_________\__________^             candidate error: evidence
     (the same stage again)                        preempted; infrastructure error, up to a limit; then HELD
 
+With screening, TRAIN and EVALUATE come once for each rung, which is a point of the training, and then for the whole of it:
+
+    TRAIN -> EVALUATE -> TRAIN      promoted: the next rung, or the rest of the training
+                \-> REFLECT         screened out: evidence
+
 A candidate with an author that can be asked (an LLM's) goes from CHECK to REVIEW, however the check ended:
 
     CHECK -> REVIEW -> TRAIN      accepted: the checks passed and say nothing against the proposal
@@ -29,17 +34,19 @@ RESTING = frozenset({Stage.ARCHIVED, Stage.HELD})  # nothing runs, nothing will 
 THINKING = frozenset({Stage.REVIEW, Stage.REFLECT})  # waits for the proposer, not for a job
 
 
-def next_stage(stage: Stage, outcome: Outcome, infra_errors: int, limit: int = 3, author: bool = False) -> Stage:
+def next_stage(stage: Stage, outcome: Outcome, infra_errors: int, limit: int = 3, author: bool = False, rung: bool = False) -> Stage:
     """The stage after an attempt at `stage` ended with `outcome`; `infra_errors` counts this stage's so far. `author`:
-    somebody can be shown what the check found."""
+    somebody can be shown what the check found. `rung`: its training goes to a rung only."""
     if stage in RESTING:
         return stage
     match outcome:
         case Outcome.SUCCEEDED | Outcome.CANDIDATE_ERROR if stage is Stage.CHECK and author:
             return Stage.REVIEW
+        case Outcome.SUCCEEDED if stage is Stage.EVALUATE and rung:
+            return Stage.TRAIN
         case Outcome.SUCCEEDED:
             return AFTER[stage]
-        case Outcome.CANDIDATE_ERROR:
+        case Outcome.CANDIDATE_ERROR | Outcome.SCREENED_OUT:
             return Stage.REFLECT
         case Outcome.PREEMPTED:
             return stage

@@ -5,19 +5,19 @@ import hashlib
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from . import entry as tables
-from . import files, jobspec, stats
+from . import files, jobspec, screening, stats
 from .agent.base import Facts
 from .archive import ArchiveView, find
 from .campaign import Attempt, Campaign, Candidate
-from .config import Config
+from .config import Config, Rung
 from .entry import Entry
 from .evaluation import metrics
-from .types import BASELINE_ID, EntrySummary, Outcome, Score, Stage
+from .types import BASELINE_ID, START, EntrySummary, Outcome, Score, Screening, Stage
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,15 @@ class Results:
     def of(cls, candidate: Candidate, config: Config) -> Results:
         verify(candidate)
         rows, found = curves(candidate), {seed: elements(candidate, seed) for seed in config.search.train_seeds}
+        trained = {seed: [e for _, e in each if e["at"] != START] for seed, each in found.items()}
         whole = len(config.evaluate.benchmarks) * len(config.evaluate.at)
-        complete = all(len(each) >= whole for each in found.values())
-        merged = {str(seed): metrics.merge([e for _, e in each], config.evaluate.benchmarks) for seed, each in found.items()} if complete else {}
+        complete = all(len(each) >= whole for each in trained.values())
+        merged = {str(seed): metrics.merge(each, config.evaluate.benchmarks) for seed, each in trained.items()} if complete else {}
         return cls(rows, behaviour(rows), found, merged)
+
+    def overall(self, seed: int, at: str, config: Config) -> float:
+        """Of one point, which may be there before the others are."""
+        return metrics.merge([e for _, e in self.elements[seed] if e["at"] == at], config.evaluate.benchmarks)["final"]
 
 
 class Recorder:
@@ -44,16 +49,34 @@ class Recorder:
 
     def __init__(self, campaign: Campaign, archive: ArchiveView):
         self.campaign, self.archive = campaign, archive
-        self._results: dict[str, Results] = {}
+        self._results: dict[tuple[str, int], Results] = {}  # id, rungs passed
 
     def results(self, candidate: Candidate) -> Results:
-        if candidate.id not in self._results:
-            kept = {id: r for id, r in self._results.items() if id == BASELINE_ID}
-            self._results = kept | {candidate.id: Results.of(candidate, self.campaign.config)}
-        return self._results[candidate.id]
+        key = candidate.id, candidate.rung
+        if key not in self._results:
+            kept = {k: r for k, r in self._results.items() if k == (BASELINE_ID, 0)}
+            self._results = kept | {key: Results.of(candidate, self.campaign.config)}
+        return self._results[key]
 
     def baseline(self) -> Results:
-        return self._results.get(BASELINE_ID) or self.results(self.campaign.load(BASELINE_ID))
+        return self._results.get((BASELINE_ID, 0)) or self.results(self.campaign.load(BASELINE_ID))
+
+    def start(self) -> float | None:
+        """Overall of the untrained policy; None in a campaign of a version that did not evaluate it."""
+        config, first = self.campaign.config, self.campaign.config.search.train_seeds[0]
+        known = any(e["at"] == START for _, e in self.baseline().elements[first])
+        return self.baseline().overall(first, START, config) if known else None
+
+    def screening(self, candidate: Candidate, rung: Rung) -> Screening:
+        """What the rung finds; its seeds are evaluated at its point."""
+        config, at = self.campaign.config, f"{rung.at:g}"
+        base, own, start = self.baseline(), self.results(candidate), self.start()
+        assert start is not None
+        ours, theirs = ({str(s): r.overall(s, at, config) for s in config.search.train_seeds[:rung.seeds]} for r in (own, base))
+        return screening.judge(rung, ours, theirs, start)
+
+    def screenings(self, candidate: Candidate) -> tuple[Screening, ...]:
+        return tuple(self.screening(candidate, rung) for rung in screening.judged(self.campaign.config, candidate))
 
     def facts(self, candidate: Candidate) -> Facts:
         proposal, own = candidate.proposal(), self.results(candidate)
@@ -63,13 +86,15 @@ class Recorder:
             id=candidate.id, proposal=proposal, outcome=candidate.outcome or Outcome.CANDIDATE_ERROR, cause=candidate.cause,
             message=candidate.message, score=self.score(candidate), parent_score=parent.score if parent else None,
             baseline_score=base.score if base else None, curves=own.curves,
-            baseline_curves=self.baseline().curves if base else {}, behaviour=own.behaviour)
+            baseline_curves=self.baseline().curves if base else {}, behaviour=own.behaviour, screenings=self.screenings(candidate))
 
     def score(self, candidate: Candidate) -> Score | None:
         if candidate.outcome is not Outcome.SUCCEEDED:
             return None
         base = self.baseline().evaluations if candidate.id != BASELINE_ID else None
-        return stats.score(self.results(candidate).evaluations, base or None, self.campaign.config.evaluate.score)
+        score = stats.score(self.results(candidate).evaluations, base or None, self.campaign.config.evaluate.score)
+        start = self.start() if candidate.id == BASELINE_ID else None
+        return score if start is None else replace(score, curve={START: start} | score.curve)
 
     def record(self, candidate: Candidate) -> EntrySummary:
         """Write the entry. Large files that it does not need go first, so that a kill in between leaves none behind."""
@@ -82,7 +107,7 @@ class Recorder:
         campaign, proposal, own = self.campaign, candidate.proposal(), self.results(candidate)
         names, steps, values = tables.curve_table({int(seed): r for seed, r in own.curves.items()})
         seeds = campaign.config.search.train_seeds
-        trained = [a for seed in seeds if (a := _trained(candidate, seed))]
+        trained = [a for seed in seeds if (a := jobspec.trained(candidate, seed))]
         score = self.score(candidate)
         evaluations, tokens, offsets = tables.evaluation_tables(e for seed, found in own.elements.items() for e in completions(seed, found))
         check = candidate.of(Stage.CHECK, "")
@@ -95,7 +120,8 @@ class Recorder:
             versions=campaign.meta["versions"], hashes=hashes(campaign, candidate, trained),
             pick=files.read_json(candidate.folder / "pick.json") or {},
             checks=(files.read_json(check[-1].folder / "checks.json") or {}).get("checks", []) if check else [],
-            attempts=[attempt_row(a) for a in candidate.attempts], timings=timings(trained), score=vars(score) if score else None,
+            attempts=[attempt_row(a) for a in candidate.attempts], timings=timings(candidate), score=vars(score) if score else None,
+            screenings=[s.to_json() for s in self.screenings(candidate)],
             behaviour=own.behaviour, reflection=files.read_json(reflection), curve_names=names, curve_steps=steps, curve_values=values,
             evaluations=evaluations, completion_tokens=tokens, completion_offsets=offsets)
 
@@ -114,8 +140,9 @@ def verify(candidate: Candidate) -> None:
 def curves(candidate: Candidate) -> dict[str, list[dict[str, Any]]]:
     """Training rows by seed, of each seed's last attempt that has any (it repeats what its predecessors computed)."""
     out = {}
-    for attempt in sorted(candidate.attempts, key=lambda a: (-1 if a.seed is None else a.seed, a.number)):  # not as they came to be
-        if attempt.stage == Stage.TRAIN and (rows := list(files.read_lines(attempt.folder / "curves.jsonl"))):
+    trained = [a for a in candidate.attempts if a.stage == Stage.TRAIN]
+    for attempt in sorted(trained, key=lambda a: (a.seed, a.reaches, a.number)):  # not as they came to be
+        if (rows := list(files.read_lines(attempt.folder / "curves.jsonl"))):
             out[str(attempt.seed)] = [row | {f"reward/{name}": value for name, value in row.get("components", {}).items()} for row in rows]
     return out
 
@@ -135,11 +162,6 @@ def elements(candidate: Candidate, seed: int) -> list[tuple[Path, dict[str, Any]
     return [(paths[name], files.read_json(paths[name])) for name in sorted(paths)]
 
 
-def _trained(candidate: Candidate, seed: int) -> Attempt | None:
-    done = [a for a in candidate.of(Stage.TRAIN, f"s{seed}") if a.outcome is Outcome.SUCCEEDED]
-    return done[-1] if done else None
-
-
 def hashes(campaign: Campaign, candidate: Candidate, trained: list[Attempt]) -> dict[str, str]:
     """SHA-256 of what the numbers came from and of the weights they led to."""
     home = jobspec.prepared(jobspec.home(campaign))
@@ -150,15 +172,15 @@ def hashes(campaign: Campaign, candidate: Candidate, trained: list[Attempt]) -> 
 
 def attempt_row(attempt: Attempt) -> dict[str, Any]:
     result, submitted = attempt.result or {}, attempt.submitted or {}
-    return {"stage": str(attempt.stage), "seed": attempt.seed, "number": attempt.number, "outcome": result.get("outcome"),
+    return {"stage": str(attempt.stage), "unit": attempt.unit, "seed": attempt.seed, "number": attempt.number, "outcome": result.get("outcome"),
             "cause": result.get("cause", ""), "run_seconds": result.get("run_seconds", 0.0), "ranks": result.get("ranks", 1),
             "job_id": submitted.get("job_id") or result.get("job_id"), "host": result.get("host", ""), "walls": result.get("walls", {})}
 
 
-def timings(trained: list[Attempt]) -> dict[str, float]:
-    """Seconds by phase of training, summed over seeds."""
+def timings(candidate: Candidate) -> dict[str, float]:
+    """Seconds by phase of training, summed over seeds and rungs."""
     total: dict[str, float] = {}
-    for attempt in trained:
+    for attempt in (a for a in candidate.attempts if a.stage == Stage.TRAIN and a.outcome is Outcome.SUCCEEDED and a.version == candidate.version):
         for phase, seconds in (attempt.result or {})["payload"].get("timings", {}).items():
             total[phase] = round(total.get(phase, 0.0) + seconds, 4)
     return total
@@ -179,11 +201,12 @@ def completions(seed: int, found: list[tuple[Path, dict[str, Any]]]) -> Iterator
 
 def clean(candidate: Candidate) -> None:
     """Checkpoints and all weights but the final ones: inodes and quota are short on clusters."""
+    last = {a.folder for seed in {a.seed for a in candidate.attempts} if (a := jobspec.trained(candidate, seed))}
     for attempt in candidate.attempts:
         shutil.rmtree(attempt.folder / "checkpoints", ignore_errors=True)
         shutil.rmtree(attempt.folder / "chunks", ignore_errors=True)  # of evaluations that were killed
         shutil.rmtree(attempt.folder / "submitit", ignore_errors=True)
-        done = attempt.result["payload"].get("snapshots", {}) if attempt.result else {}
+        done = attempt.result["payload"].get("snapshots", {}) if attempt.result and attempt.folder in last else {}
         keep = {done[max(done, key=float)]} if done else set()
         for snapshot in sorted((attempt.folder / "snapshots").glob("*")):
             if str(Path("snapshots") / snapshot.name) not in keep:
@@ -192,6 +215,8 @@ def clean(candidate: Candidate) -> None:
 
 def headline(summary: EntrySummary) -> str:
     """One line for the event log."""
+    if summary.screened is not None:
+        return f"{summary.name}  screened out ({summary.cause}): {screening.text(summary.screened)}"
     if summary.score is None:
         return f"{summary.name}  failed: {summary.cause}"
     s = summary.score

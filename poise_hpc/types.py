@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Any
 
 BASELINE_ID = "c0000"  # GRPO, the algorithm that everything is paired with
+START = "0"            # the evaluation point of the untrained start policy
 
 
 class Stage(StrEnum):
@@ -31,6 +32,7 @@ class Outcome(StrEnum):
 
     SUCCEEDED = "succeeded"
     CANDIDATE_ERROR = "candidate_error"  # the algorithm's fault: evidence, goes to reflection
+    SCREENED_OUT = "screened_out"        # of a candidate: a rung has ended it before its training was whole; evidence, too
     INFRA_ERROR = "infra_error"          # the cluster's or ours: repeat, then HELD
     PREEMPTED = "preempted"              # stopped from outside, resumable: repeat without limit
 
@@ -86,7 +88,7 @@ class Proposal:
 class Reflection:
     """A mechanism-level diagnosis of one candidate. Figures it cites stand in the entry."""
 
-    verdict: str                     # of the scores, by their interval: "supported" | "refuted" | "undecided" | "failed"
+    verdict: str                     # of the scores, by their interval: "supported" | "refuted" | "undecided" | "failed" | "screened" (not trained to the end)
     text: str                        # Markdown
     symptoms: tuple[str, ...] = ()   # slugs: "entropy-collapse", "kl-spike", "late-collapse", ...
     author: str = "rules"            # "rules" or "llm:<model>"
@@ -108,10 +110,33 @@ class Score:
     ci: tuple[float, float] | None              # 95 % interval of `overall` over seeds; None with one seed
     by_seed: dict[str, float]                   # seed -> overall
     final: float                                # overall of the last evaluation point
-    curve: dict[str, float]                     # training fraction ("0.25") -> overall, mean over seeds
+    curve: dict[str, float]                     # training fraction ("0.25") -> overall, mean over seeds; the baseline's has START
     benchmarks: dict[str, float]                # "hard/pass@32" -> value, last point, mean over seeds
     delta: float | None = None                  # paired difference to the baseline
     delta_ci: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Screening:
+    """What a rung found, in points (0..100): Overall at one point of training, against figures that are fixed."""
+
+    at: str                                     # training fraction, "0.25"
+    rule: str                                   # "below_start" | "behind"
+    passed: bool
+    by_seed: dict[str, float]                   # seed -> overall at that point
+    overall: float                              # its mean
+    start: float                                # of the untrained start policy
+    delta: float                                # paired difference to the baseline at the same point and seeds
+    delta_ci: tuple[float, float] | None        # 95 % interval; None with one seed
+    bound: float                                # what was compared ...
+    limit: float                                # ... with this; below it, the candidate goes no further
+
+    def to_json(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Screening:
+        return cls(**data | {"delta_ci": tuple(data["delta_ci"]) if data["delta_ci"] is not None else None})
 
 
 @dataclass(frozen=True)
@@ -125,10 +150,11 @@ class EntrySummary:
     cause: str                        # "" when it succeeded
     proposer: str
     mechanisms: tuple[str, ...]
-    score: Score | None               # None when it failed
+    score: Score | None               # None when it failed or was screened out
     behaviour: dict[str, float]       # condensed training curves: see evaluation.metrics.behaviour
     verdict: str                      # of the reflection
     run_seconds: float                # summed over attempts and ranks; queue wait is not in it
     created: str                      # ISO 8601, UTC
     record_sha256: str = ""
     signature: str = ""               # agent.novelty.signature: two that cannot repeat each other are told apart without their files
+    screened: Screening | None = None  # the rung that has ended it

@@ -5,10 +5,10 @@ import shlex
 import time
 from typing import Any
 
-from . import files
+from . import files, screening
 from .archive import ArchiveView
 from .campaign import Campaign, Candidate, load_attempts
-from .types import BASELINE_ID, EntrySummary, Outcome, Stage
+from .types import BASELINE_ID, START, EntrySummary, Outcome, Stage
 
 
 def status(campaign: Campaign, now: float | None = None, spending: bool = True, archive: ArchiveView | None = None) -> dict[str, Any]:
@@ -36,8 +36,9 @@ def status(campaign: Campaign, now: float | None = None, spending: bool = True, 
         "campaign": str(campaign.root), "home": home.stage,
         "done": home.stage == Stage.ARCHIVED and bool(why) and not active, "proposing_ended": why,
         "held": [c.id for c in [home, *active] if c.stage == Stage.HELD],
-        "budget": {"candidates": wanted, "proposed": made, "archived": len(archived),
-                   "expected": expected, "run_hours": round(seconds / 3600, 4), "run_hours_left": None if left is None else round(left, 4),
+        "budget": {"candidates": wanted, "proposed": made, "archived": len(archived), "expected": expected,
+                   "screened_out": sum(row["screened"] is not None for row in rows),
+                   "run_hours": round(seconds / 3600, 4), "run_hours_left": None if left is None else round(left, 4),
                    "run_hours_limit": budget.run_hours, "wall_clock_min": round((now - campaign.meta["created"]) / 60, 1),
                    "wall_clock_min_limit": budget.wall_clock_min},
         "inbox": [path.name.partition("-")[2] or path.name for path in inbox(campaign)],
@@ -66,14 +67,14 @@ def archived_row(entry: EntrySummary) -> dict[str, Any]:
     return {"id": entry.id, "name": entry.name, "parents": list(entry.parents), "proposer": entry.proposer, "stage": Stage.ARCHIVED,
             "outcome": entry.outcome, "cause": entry.cause, "overall": s.overall if s else None, "ci": list(s.ci) if s and s.ci else None,
             "delta": s.delta if s else None, "delta_ci": list(s.delta_ci) if s and s.delta_ci else None, "verdict": entry.verdict,
-            "seeds": len(s.by_seed) if s else 0}
+            "seeds": len(s.by_seed) if s else 0, "screened": entry.screened.to_json() if entry.screened else None}
 
 
 def active_row(candidate: Candidate) -> dict[str, Any]:
     proposal = candidate.proposal()
     return {"id": candidate.id, "name": proposal.name, "parents": list(proposal.parents), "proposer": proposal.proposer,
             "stage": candidate.stage, "outcome": candidate.outcome, "cause": candidate.cause, "overall": None, "ci": None,
-            "delta": None, "delta_ci": None, "verdict": "", "seeds": 0,
+            "delta": None, "delta_ci": None, "verdict": "", "seeds": 0, "screened": None,
             "attempts": [{"name": a.name, "outcome": a.outcome, "cause": a.result["cause"] if a.result else ""} for a in candidate.attempts]}
 
 
@@ -95,8 +96,11 @@ def running(candidate: Candidate, now: float) -> list[dict[str, Any]]:
 
 def leaderboard(campaign: Campaign, archive: ArchiveView | None = None) -> dict[str, Any]:
     """Archived candidates by score, with intervals and the paired difference to the baseline."""
-    entries = sorted((archive or ArchiveView.load(campaign.root)).entries, key=lambda e: (e.score is None, -(e.score.overall if e.score else 0), e.id))
+    entries = sorted((archive or ArchiveView.load(campaign.root)).entries,
+                     key=lambda e: (e.score is None, e.screened is None, -(e.score.overall if e.score else 0), e.id))
+    base = next((e.score for e in entries if e.id == BASELINE_ID), None)
     return {"campaign": str(campaign.root), "records": str(campaign.records), "score": campaign.config.evaluate.score,
+            "start": base.curve.get(START) if base else None,
             "rows": [{"rank": i + 1, **archived_row(e), "final": e.score.final if e.score else None,
                       "benchmarks": e.score.benchmarks if e.score else {}} for i, e in enumerate(entries)]}
 
@@ -136,8 +140,9 @@ def status_text(data: dict[str, Any]) -> str:
     state = f"done: {data['proposing_ended']}" if data["done"] else "held: " + ", ".join(data["held"]) if data["held"] else "in progress"
     limit = f" of {b['run_hours_limit']:g}" if b["run_hours_limit"] else ""
     left = f", about {b['run_hours_left']:.2g} to come" if b["run_hours_left"] else ""
+    screened = f", {b['screened_out']} screened out" if b["screened_out"] else ""
     lines = [f"{data['campaign']}: {state}", f"candidates {b['proposed']}/{b['candidates']} proposed, {b['archived']} archived (with the baseline)"
-             f"; {b['run_hours']:.2f}{limit} run hours{left}; {b['wall_clock_min']:.0f} min since creation"]
+             f"{screened}; {b['run_hours']:.2f}{limit} run hours{left}; {b['wall_clock_min']:.0f} min since creation"]
     if data["proposing_ended"] and not data["done"]:
         lines.append(f"nothing new is proposed: {data['proposing_ended']}")
     if data["inbox"]:
@@ -167,10 +172,17 @@ def leaderboard_text(data: dict[str, Any]) -> str:
     if not data["rows"]:
         return f"nothing is archived yet; `poise-hpc status {shlex.quote(data['campaign'])}` says where it is"
     rows = [[str(r["rank"]), r["id"], r["name"], ",".join(r["parents"]) or "-", interval(r["overall"], r["ci"]),
-             "baseline" if r["id"] == BASELINE_ID else interval(r["delta"], r["delta_ci"], sign=True), str(r["seeds"]),
-             "-" if r["id"] == BASELINE_ID else r["verdict"] if r["outcome"] == Outcome.SUCCEEDED else f"failed: {r['cause']}"] for r in data["rows"]]
+             "baseline" if r["id"] == BASELINE_ID else interval(r["delta"], r["delta_ci"], sign=True), str(r["seeds"]), ending(r)] for r in data["rows"]]
     text = table(rows, ["rank", "id", "name", "parents", f"overall ({data['score']})", f"against {BASELINE_ID}", "seeds", "verdict"])
-    return f"{text}\n[a, b]: 95 % intervals over training seeds, paired with {BASELINE_ID} in the difference.\narchive: {data['records']}"
+    start = f"untrained policy {data['start']:.1f}. " if data["start"] is not None else ""
+    return f"{text}\n{start}[a, b]: 95 % intervals over training seeds, paired with {BASELINE_ID} in the difference.\narchive: {data['records']}"
+
+
+def ending(row: dict[str, Any]) -> str:
+    """Of a leaderboard's row: the verdict, or why there is none."""
+    if s := row["screened"]:
+        return f"screened out at {screening.percent(s['at'])}: {interval(s['delta'], s['delta_ci'], sign=True)} there"
+    return "-" if row["id"] == BASELINE_ID else row["verdict"] if row["outcome"] == Outcome.SUCCEEDED else f"failed: {row['cause']}"
 
 
 def show_text(data: dict[str, Any]) -> str:

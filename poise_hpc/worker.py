@@ -131,7 +131,8 @@ def train(job: dict[str, Any], attempt: Path) -> dict[str, Any]:
 
     payload = training.run(job, attempt)
     if "purpose" in job and int(os.environ.get("RANK", "0")) == 0:
-        payload |= evaluation.run(job | {"weights": {at: str(attempt / path) for at, path in payload["snapshots"].items()}}, attempt)
+        snapshots = {at: str(attempt / path) for at, path in payload["snapshots"].items()}
+        payload |= evaluation.run(job | {"weights": job.get("weights", {}) | snapshots}, attempt)
     return payload
 
 

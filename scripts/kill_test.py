@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """kill -9 at random moments of a real campaign: does the archive come out as if nothing had happened?
 
-    .venv/bin/python scripts/kill_test.py [--moments 10] [--seed 0] [--candidates 4] [--json]
+    .venv/bin/python scripts/kill_test.py [--moments 10] [--seed 0] [--candidates 4] [--config F] [--json]
 
-Runs the tiny campaign (configs/tiny.yaml, real training) once undisturbed. Then again and again, and at seeded random
+Runs a tiny campaign (configs/tiny.yaml, real training) once undisturbed. Then again and again, and at seeded random
 moments SIGKILLs the controller, a process of a job (launcher, supervisor or worker), or both; a killed controller is
 started again. Afterwards compares every record: ids, names, parents, code, picks, curves to the bit, every evaluation and
 completion, scores, hashes of the weights; and looks for what was lost, doubled, or left running. Exit code 1 if anything
@@ -23,7 +23,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from helpers_drive import archive_of  # noqa: E402
-from helpers_kill import differences, killed_run, left_over, progress, start  # noqa: E402
+from helpers_kill import TINY, differences, killed_run, left_over, progress, start  # noqa: E402
 
 
 def main() -> int:
@@ -31,6 +31,7 @@ def main() -> int:
     parser.add_argument("--moments", type=int, default=10)
     parser.add_argument("--per-run", type=int, default=2, help="kills in one campaign")
     parser.add_argument("--candidates", type=int, default=4)
+    parser.add_argument("--config", type=Path, default=TINY, help="configs/tiny_screen.yaml has a rung")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
@@ -46,7 +47,7 @@ def main() -> int:
 
 
 def trial(scratch: Path, arguments: argparse.Namespace, say) -> dict:
-    options = ("--max-candidates", str(arguments.candidates))
+    options = ("--max-candidates", str(arguments.candidates), "--config", str(arguments.config))
     cache, plain = scratch / "cache", scratch / "undisturbed"
     begun = time.monotonic()
     assert start(plain, cache, *options).wait() == 0, plain.with_name("undisturbed.log").read_text()

@@ -1,13 +1,13 @@
 """Entries and summaries made by hand, for the tests of the archive and of the selection."""
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 
 from poise_hpc.entry import Entry, curve_table, evaluation_tables
-from poise_hpc.types import EntrySummary, Outcome, Score
+from poise_hpc.types import EntrySummary, Outcome, Score, Screening
 
 
 def score(overall: float, sd: float = 1.0, seeds: int = 4, benchmarks: dict[str, float] | None = None) -> Score:
@@ -29,6 +29,12 @@ def row(id: str, overall: float | None, parents: tuple[str, ...] = (), mechanism
         cause="nonfinite-loss" if failed else "", proposer="offline", mechanisms=mechanisms,
         score=None if failed else score(overall, **score_options), behaviour=behaviour or {}, verdict="undecided",
         run_seconds=60.0, created="2026-01-01T00:00:00Z")
+
+
+def screened(id: str, delta: float, parents: tuple[str, ...] = (), mechanisms: tuple[str, ...] = ()) -> EntrySummary:
+    """Ended at half of the training, `delta` points from a baseline that has 40 there."""
+    found = Screening("0.5", "behind", False, {"0": 40.0 + delta}, 40.0 + delta, 10.0, delta, None, delta, 0.0)
+    return replace(row(id, None, parents, mechanisms), outcome=Outcome.SCREENED_OUT, cause="behind", verdict="screened", screened=found)
 
 
 def entry(number: int = 7, **changes: Any) -> Entry:

@@ -29,30 +29,33 @@ def noop_work(attempt: Path, job: dict[str, Any]) -> dict[str, Any]:
         files.write_json(attempt / "checks.json", {"checks": [{"name": "shapes", "passed": True, "message": "", "seconds": 0.0}]}, sync=False)
     elif job["kind"] == "train":
         rng = np.random.default_rng([int(job["candidate"][1:]), job["seed"]])
-        values = rng.random((config.train.steps, len(KEYS))).round(6)
+        until = float(job.get("until", 1))
+        values = rng.random((config.train.steps, len(KEYS))).round(6)[:round(until * config.train.steps)]
         (attempt / "curves.jsonl").write_text("".join(
             json.dumps({"step": i} | dict(zip(KEYS, row, strict=True))) + "\n" for i, row in enumerate(values.tolist())))
-        payload = {"steps": config.train.steps, "snapshots": {f"{at:g}": f"snapshots/{at:g}" for at in config.evaluate.at},
+        payload = {"steps": len(values), "snapshots": {f"{at:g}": f"snapshots/{at:g}" for at in config.evaluate.at if at <= until},
                    "weights_sha256": "2" * 64, "timings": {"rollout": 1.0, "update": 2.0}, "versions": {}}
     if "purpose" in job:
-        payload |= {"elements": evaluate(attempt, job, config)}
+        points = [float(at) for at in {**job.get("weights", {}), **payload.get("snapshots", {})}]
+        payload |= {"elements": evaluate(attempt, job, config, points)}
     return {"outcome": Outcome.SUCCEEDED, "cause": "", "message": "", "payload": payload, "walls": {}}
 
 
-def evaluate(attempt: Path, job: dict[str, Any], config: configuration.Config) -> list[str]:
+def evaluate(attempt: Path, job: dict[str, Any], config: configuration.Config, points: list[float]) -> list[str]:
+    """Elements of these points; those of fewer points are a part of those of more."""
     (attempt / "elements").mkdir()
     names = []
     skill = np.random.default_rng([7, int(job["candidate"][1:])]).uniform(0.1, 0.6)
     rng = np.random.default_rng([int(job["candidate"][1:]), job["seed"]])
-    for at in config.evaluate.at:
+    for at in points:
         for name, b in config.evaluate.benchmarks.items():
-            correct = rng.binomial(b.samples, skill * at, b.problems)
+            correct = rng.binomial(b.samples, skill * at, b.problems) if at else np.eye(b.problems, dtype=int)[0] * b.samples  # START: one problem is solved
             element = {"at": f"{at:g}", "benchmark": name, "split": b.split, "problem_ids": list(range(b.problems)), "n": b.samples,
                        "correct": correct.tolist(), "valid": [b.samples] * b.problems, "truncated": [0] * b.problems,
                        "mean_length": [10.0] * b.problems, "seconds": 0.0}
             path = attempt / "elements" / f"{at:g}-{name}.json"
             files.write_json(path, element, sync=False)
-            if at == config.evaluate.at[-1]:
+            if at == points[-1]:
                 np.savez(path.with_suffix(".npz"), tokens=np.zeros(b.problems * b.samples, np.uint16),
                          offsets=np.arange(b.problems * b.samples + 1))
             names.append(f"elements/{path.name}")

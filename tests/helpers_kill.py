@@ -15,7 +15,7 @@ from poise_hpc import files
 from poise_hpc.campaign import Campaign, load_attempts
 from poise_hpc.types import Outcome
 
-TINY = Path(__file__).parents[1] / "configs" / "tiny.yaml"
+TINY, SCREEN = (Path(__file__).parents[1] / "configs" / name for name in ("tiny.yaml", "tiny_screen.yaml"))
 VICTIMS = ("controller", "job", "both")
 LIMIT_S = 900.0  # of one life of a controller: only a hang takes so long
 

@@ -145,7 +145,7 @@ ALGORITHM = Mine()
 '''
 
 
-def write_job(folder: Path, conf: config.Config, name: str = "train-s0-1", resume: list[Path] | None = None) -> Path:
+def write_job(folder: Path, conf: config.Config, name: str = "train-s0-1", resume: list[Path] | None = None, **more: Any) -> Path:
     """An attempt folder with its job.json; model and package next to it."""
     model, package, attempt = folder / "model", folder / "package", folder / name
     if not model.exists():
@@ -154,7 +154,7 @@ def write_job(folder: Path, conf: config.Config, name: str = "train-s0-1", resum
         (package / "algorithm.py").write_text(PACKAGE)
     attempt.mkdir()
     job = {"kind": "train", "config": conf.dump(), "seed": 3, "threads": 1, "model": str(model), "package": str(package),
-           "resume": [str(p) for p in resume or []]}
+           "resume": [str(p) for p in resume or []], **more}
     (attempt / "job.json").write_text(json.dumps(job))
     return attempt
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 from dataclasses import fields
 
 import numpy as np
-from helpers_archive import row
+from helpers_archive import row, screened
 
 from poise_hpc.selection.columns import Columns, Named, Reader, in_order
 from poise_hpc.selection.descendants import Genealogy, Pairs
 
 ENTRIES = tuple(row(f"c{i:04d}", None if i % 5 == 3 else 40.0 + i, tuple(f"c{p:04d}" for p in range(max(0, i - 2), i)), seeds=1 + i % 3)
-                for i in range(12))
+                for i in range(12)) + (screened("c0012", -3.0, ("c0000",)),)
 
 
 def same(a: Columns, b: Columns) -> bool:

@@ -34,5 +34,13 @@ def test_an_author_sees_what_its_check_found(stage, outcome, after):
     assert next_stage(stage, outcome, 0, author=True) is after
 
 
+@pytest.mark.parametrize(("stage", "outcome", "rung", "after"), [
+    (Stage.TRAIN, OK, True, Stage.EVALUATE), (Stage.EVALUATE, OK, True, Stage.TRAIN), (Stage.EVALUATE, OK, False, Stage.REFLECT),
+    (Stage.EVALUATE, Outcome.SCREENED_OUT, True, Stage.REFLECT), (Stage.EVALUATE, BAD, True, Stage.REFLECT),
+    (Stage.EVALUATE, INFRA, True, Stage.EVALUATE), (Stage.CHECK, OK, True, Stage.TRAIN)])
+def test_at_a_rung(stage, outcome, rung, after):
+    assert next_stage(stage, outcome, 0, rung=rung) is after
+
+
 def test_reviews_end_in_three_ways():
     assert AFTER_REVIEW == {"accepted": Stage.TRAIN, "revised": Stage.CHECK, "rejected": Stage.REFLECT}

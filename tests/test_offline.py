@@ -204,6 +204,14 @@ def test_pairs_that_only_failed_are_avoided():
     assert Tally(archive.entries).failed_pairs == {("clip-higher", "token-mean")}
 
 
+def test_a_pair_that_ran_and_was_screened_out_is_no_failure_and_counts_with_what_it_showed():
+    from helpers_archive import screened
+
+    entries = [*FakeArchive().entries, replace(screened("c0001", -6.0), mechanisms=("clip-higher", "token-mean"))]
+    assert Tally(entries).failed_pairs == set()
+    assert Tally(entries).track_record == pytest.approx({"clip-higher": -2.0, "token-mean": -2.0})  # -6 / (1 + 2)
+
+
 def draft(names):
     from poise_hpc.agent.base import Draft
 

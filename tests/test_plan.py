@@ -128,6 +128,15 @@ def test_a_run_longer_than_its_limit_is_said(tmp_path):
     assert "jobs.train_min allows 0.01" in plan.text(plan.plan(config))
 
 
+def test_what_a_rung_has_used():
+    """Rung 1: a start, a quarter of 100 s of training and one of three evaluations, 10 s each. Rung 2: the first seed starts again, a
+    second one comes; both have half of the training and two evaluations. And the check."""
+    config = configuration.parse({"search": {"train_seeds": [0, 1, 2]}, "screen": {"rungs": [{"at": 0.25}, {"at": 0.5, "seeds": 2}]}})
+    seconds = {"start": 7.0, "rollout": 60.0, "update": 40.0, "evaluate": 30.0, "check": 5.0}
+    assert plan.rung_hours(config, seconds) == pytest.approx([(7 + 25 + 10 + 5) / 3600, (2 * 7 + 50 + 20 + 7 + 50 + 20 + 5) / 3600])
+    assert "no further than a rung has used" in plan.text(plan.plan(config))
+
+
 # --- the command
 
 

@@ -2,7 +2,7 @@ import json
 
 import numpy as np
 import pytest
-from helpers_archive import row
+from helpers_archive import row, screened
 
 from poise_hpc.config import Acquisition
 from poise_hpc.selection import features
@@ -81,6 +81,23 @@ def test_gain_by_hand():
     np.testing.assert_allclose(family.gain, [10, 10, np.nan, np.nan])
     assert family.depth.tolist() == [0, 1, 2, 1]
     assert family.children.tolist() == [2, 1, 0, 0] and family.failed.tolist() == [1, 0, 0, 0]
+
+
+def test_who_was_screened_out_is_no_parent_and_no_failure_but_a_poor_child():
+    # c1 (50) and c2 (49) are alike, but c1's child was 30 points behind the baseline (40) at its rung: a gain of 10 - 50 = -40.
+    entries = [row("c0000", 40), row("c0001", 50, ("c0000",), ("a",)), row("c0002", 49, ("c0000",), ("b",)), screened("c0003", -30.0, ("c0001",), ("a",))]
+    read = Columns.of(entries)
+    np.testing.assert_array_equal(read.behind, [np.nan, np.nan, np.nan, -30.0])
+    lower = np.array([40.0, 50.0, 49.0, 10.0])
+    family = lineage(read, lower, np.where(read.scored, lower, np.nan), discount=1.0, top_k=1)
+    np.testing.assert_allclose(family.gain, [10, -40, np.nan, np.nan])
+    assert family.failed.tolist() == [0, 0, 0, 0]
+    descend = Acquisition(pareto=0.0, performance=0.0, diversity=0.0, descendant=1.0, ucb_beta=0.0)
+    terms = {t["id"]: t for t in pick(entries, settings=descend).terms}
+    assert "c0003" not in terms and terms["c0001"]["gain"] == min(t["gain"] for t in terms.values()) < -10
+    failed = [*entries[:3], row("c0003", None, ("c0001",), ("a",))]
+    assert {t["id"]: t for t in pick(failed, settings=descend).terms}["c0001"]["gain"] > terms["c0001"]["gain"]
+    assert "screened out: behind" in next(r.why for r in choose_references(entries, "c0002", 4, rng()) if r.id == "c0003")
 
 
 def test_gain_takes_the_best_k_and_the_shortest_way():

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from poise_hpc import files, worker
+from poise_hpc.tasks.base import weights_sha256
 from poise_hpc.training import checkpoint, job
 from poise_hpc.types import CandidateError, PoiseError
 
@@ -209,3 +210,22 @@ def test_what_evaluates_next_has_the_memory(tmp_path, stage):
 
 def test_snapshot_steps():
     assert job.snapshot_steps(h.make_config({"steps": 6}, evaluate={"at": [0.01, 0.5, 1.0]})) == {"0.01": 1, "0.5": 3, "1": 6}
+
+
+# --- screening
+
+@pytest.mark.parametrize("kill", [None, "save:1", "_sync:4"], ids=["whole", "before the rung's checkpoint", "in it"])
+def test_a_promoted_run_is_bit_identical(undisturbed, tmp_path, kill):
+    """To the rung at step 2, then to the end: the snapshot of the rung is the run's own, curves and weights are the same."""
+    conf, attempts = h.make_config({"checkpoint_every": 4}, evaluate={"at": [0.34, 1.0]}), []
+    for name in ["train-s0@0.34-1"] * bool(kill) + ["train-s0@0.34-2", "train-s0-1"]:
+        until = {"until": "0.34"} if "@" in name else {}
+        attempts.append(h.write_job(tmp_path, conf, name, resume=attempts[:], **until))
+        first = kill and len(attempts) == 1
+        h.finish(start(attempts[-1], *([kill] if first else [])), wanted=-signal.SIGKILL if first else 0)
+    rung, last = attempts[-2:]
+    payload = json.loads((rung / "payload.json").read_text())
+    assert payload["steps"] == 2 and payload["snapshots"] == {"0.34": "snapshots/step-000002"}
+    assert payload["weights_sha256"] == weights_sha256(undisturbed / "snapshots" / "step-000002")
+    assert sum(1 for _ in files.read_lines(rung / CURVES)) == 2 and sum(1 for _ in files.read_lines(last / "timings.jsonl")) == 4  # not made again
+    assert result(last) == result(undisturbed) and weights_sha256(last / "snapshots" / "step-000002") == payload["weights_sha256"]

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from ..types import CandidateError, EntrySummary, Outcome, Proposal, Reflection, Score
+from ..types import CandidateError, EntrySummary, Outcome, Proposal, Reflection, Score, Screening
 
 if TYPE_CHECKING:
     from ..selection.references import Reference
@@ -66,12 +66,13 @@ class Facts:
     outcome: Outcome
     cause: str = ""                        # slug of a failure; "" when it succeeded
     message: str = ""                      # what went wrong, for people
-    score: Score | None = None             # None when it failed
+    score: Score | None = None             # None when it failed or was screened out
     parent_score: Score | None = None
     baseline_score: Score | None = None
     curves: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)           # training seed -> rows
     baseline_curves: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)  # the same of GRPO, same seeds
     behaviour: Mapping[str, float] = field(default_factory=dict)                       # evaluation.metrics.behaviour
+    screenings: tuple[Screening, ...] = ()  # of the rungs that it was judged at
 
 
 class Proposer(Protocol):

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..config import Config
 from ..tasks.base import summary
-from ..types import EntrySummary, Proposal, Reflection, Score
+from ..types import EntrySummary, Outcome, Proposal, Reflection, Score, Screening
 from .base import Context, Facts
 
 CURVES = ("reward", "acc", "valid", "truncated", "length", "entropy", "kl_old", "kl_ref", "clip_fraction",
@@ -52,6 +52,9 @@ def recipe(config: Config) -> str:
         f"- {len(s.train_seeds)} training seeds, the same for every candidate; Overall weighs {scores}, at the training "
         f"fractions {', '.join(f'{a:g}' for a in config.evaluate.at)} "
         f"({'their mean' if config.evaluate.score == 'curve' else 'the last counts'})",
+        *(f"- at {r.at:g} of the training a candidate goes no further if its Overall, over {r.seeds} seed(s), is "
+          + (f"below the untrained policy's - {r.margin:g}" if r.rule == "below_start" else f"clearly more than {r.margin:g} points below GRPO's")
+          for r in config.screen.rungs),
         f"- {config.jobs.train_min:g} minutes of training per seed; no extra forward passes, no critic, no change to sampling"])
 
 
@@ -74,10 +77,16 @@ def score_text(score: Score | None) -> str:
     return "; ".join(parts)
 
 
+def screening_text(s: Screening) -> str:
+    """Of a candidate without a score: what is known instead."""
+    return (f"screened out at training fraction {s.at}, on {len(s.by_seed)} of the seeds: Overall {number(s.overall)} there, "
+            f"{interval(s.delta, s.delta_ci)} against GRPO at the same point, untrained policy {number(s.start)}; not trained further")
+
+
 def entry_text(entry: EntrySummary, proposal: Proposal | None, reflection: Reflection | None, chars: int = FULL.chars) -> str:
     lines = [f"{entry.id} {entry.name} (parents: {', '.join(entry.parents) or 'none'}; mechanisms: "
              f"{', '.join(entry.mechanisms) or 'none'})",
-             f"- outcome: {entry.outcome}" + (f", {entry.cause}" if entry.cause else "") + f"; {score_text(entry.score)}"]
+             f"- outcome: {entry.outcome}" + (f", {entry.cause}" if entry.cause else "") + f"; {screening_text(entry.screened) if entry.screened else score_text(entry.score)}"]
     if entry.behaviour:
         lines.append("- training: " + ", ".join(f"{k} {number(v)}" for k, v in sorted(entry.behaviour.items())))
     if proposal:
@@ -122,7 +131,8 @@ def children_text(context: Context, detail: Detail = FULL) -> str:
 
 def line(e: EntrySummary, reflection: Reflection | None) -> str:
     s = e.score
-    result = (f"failed: {e.cause}{_reason(reflection)}" if s is None else
+    result = (f"{interval(e.screened.delta, e.screened.delta_ci)} against GRPO at fraction {e.screened.at}, screened out" if e.screened else
+              f"failed: {e.cause}{_reason(reflection)}" if s is None else
               f"Overall {interval(s.overall, s.ci)}" + (f", {interval(s.delta, s.delta_ci)} against GRPO" if s.delta is not None else ""))
     hypothesis = f", hypothesis {reflection.hypothesis}" if reflection and reflection.hypothesis else ""
     return f"- {_head(e.id, e.name, e.parents, e.mechanisms)}; {result}; {e.verdict}{hypothesis}"
@@ -188,6 +198,8 @@ def find_figure(facts: Facts, of: str, quantity: str, step: int | None) -> float
     if step is not None:
         rows = mean_rows({"candidate": facts.curves, "grpo": facts.baseline_curves}.get(of, {}))
         return next((row.get(quantity) for row in rows if row["step"] == step), None)
+    if of == "candidate" and facts.outcome is Outcome.SCREENED_OUT:
+        return {"overall": facts.screenings[-1].overall, "delta": facts.screenings[-1].delta}.get(quantity, facts.behaviour.get(quantity))
     score = {"candidate": facts.score, "grpo": facts.baseline_score, "parent": facts.parent_score}[of]
     named: dict[str, float | None] = {**facts.behaviour} if of == "candidate" else {}
     if score is not None:

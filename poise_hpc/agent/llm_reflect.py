@@ -83,6 +83,9 @@ def compose(facts: Facts, found: Diagnosis) -> str:
 
 
 def outcome_text(facts: Facts) -> str:
+    if facts.outcome is Outcome.SCREENED_OUT:
+        return "\n".join([f"{facts.cause}: {evidence.screening_text(facts.screenings[-1])}",
+                          "- training: " + ", ".join(f"{k} {evidence.number(v)}" for k, v in sorted(facts.behaviour.items()))])
     if facts.outcome is not Outcome.SUCCEEDED:
         return f"failed: {facts.cause}\n\n{facts.message}"
     return "\n".join([f"- this candidate: {evidence.score_text(facts.score)}", f"- its parent: {evidence.score_text(facts.parent_score)}",

@@ -155,7 +155,10 @@ FAILURES = {
 def reflect(facts: Facts) -> Reflection:
     """The diagnosis of a finished candidate, by rules."""
     seen = symptoms(facts)
-    if facts.outcome != Outcome.SUCCEEDED or facts.score is None:
+    if facts.outcome is Outcome.SCREENED_OUT:
+        lines = [f"**Screened out** ({facts.cause}): it was not trained to the end, so its hypothesis stays open.", f"{facts.message}."]
+        verdict = "screened"
+    elif facts.outcome != Outcome.SUCCEEDED or facts.score is None:
         lines = [f"**Failed** ({facts.cause or 'unknown cause'}). {FAILURES.get(facts.cause, '')}".rstrip()]
         lines += [f"Message: {facts.message.strip().splitlines()[-1][:300]}"] if facts.message.strip() else []
         verdict = "failed"

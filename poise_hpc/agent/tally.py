@@ -37,11 +37,11 @@ class Tally:
 
     def _add(self, place: int, entry: EntrySummary) -> None:
         assert self._reference is not None
-        gain = entry.score.overall - self._reference if entry.score else -5.0
+        gain = entry.score.overall - self._reference if entry.score else entry.screened.delta if entry.screened else -5.0
         for name in set(entry.mechanisms) & parts().keys():
             total, number = self._gains.get(name, (0.0, 0))
             self._gains[name] = total + gain, number + 1
-        self._pairs[entry.outcome == Outcome.SUCCEEDED].update(combinations(sorted(entry.mechanisms), 2))
+        self._pairs[entry.outcome != Outcome.CANDIDATE_ERROR].update(combinations(sorted(entry.mechanisms), 2))
         count_name(self.names, entry.name)
         python, *signs = entry.signature.split() or [""]
         if python != novelty.PYTHON:
@@ -52,12 +52,12 @@ class Tally:
     @property
     def track_record(self) -> dict[str, float]:
         """Part -> Overall over the baseline, summed over the entries that have it and divided by their number + 2 (shrinkage:
-        one lucky run is not a fact). A failure counts as 5 points lost, once."""
+        one lucky run is not a fact). A failure counts as 5 points lost, once; who was screened out, with the difference at the rung."""
         return {name: total / (number + 2) for name, (total, number) in self._gains.items()}
 
     @property
     def failed_pairs(self) -> set[tuple[str, str]]:
-        """Pairs of mechanisms seen in failed candidates and in no successful one."""
+        """Pairs of mechanisms seen in failed candidates and in none that ran."""
         return self._pairs[False] - self._pairs[True]
 
     def knows(self, sign: str) -> bool:

@@ -35,7 +35,7 @@ def runs(campaign: Campaign) -> list[Run]:
         for a in attempts:
             if a.stage == Stage.EVALUATE:
                 evaluated[a.seed] = evaluated.get(a.seed, 0.0) + a.result["run_seconds"]
-        found += [run for a in attempts if a.stage == Stage.TRAIN
+        found += [run for a in attempts if a.stage == Stage.TRAIN and a.reaches == 1  # not to a rung
                   if (run := whole(id, a, campaign.config.rollout.group_size, checks, evaluated.get(a.seed))) is not None]
     return found
 

@@ -130,7 +130,8 @@ def costs(setting: Setting, runs: list[measured.Run], campaign: Campaign | None)
     trained = seconds["start"] + seconds["rollout"] + seconds["update"]
     job = trained + (seconds["evaluate"] if by_train else 0.0)
     alone = 0.0 if by_train else seconds["evaluate"]
-    hours = (seeds * (job * ranks + alone) + seconds["check"]) / 3600
+    again = seconds["start"] * ranks * sum(r.seeds for r in config.screen.rungs)  # who is promoted starts once more
+    hours = (seeds * (job * ranks + alone) + again + seconds["check"]) / 3600
     candidates = config.search.candidates + 1
     left = candidates - (len(campaign.archived_ids()) if campaign else 0)
     slots = min(seeds * config.search.window, site.max_submit if site and site.scheduler == "slurm" else config.jobs.max_parallel)
@@ -139,12 +140,26 @@ def costs(setting: Setting, runs: list[measured.Run], campaign: Campaign | None)
                                "runs": learned[part].runs, "predicted": seconds[part],
                                "measured": fmean(known) if (known := [r.seconds[part] for r in runs if part in r.seconds]) else None}
                         for part in cost.PARTS},
-            "error": ahead(predicted, runs), "job_minutes": job / 60, "unit": "GPU-hours" if setting.gpu else "core-hours" if config.jobs.threads == 1
+            "rung_hours": rung_hours(config, seconds), "error": ahead(predicted, runs), "job_minutes": job / 60, "unit": "GPU-hours" if setting.gpu else "core-hours" if config.jobs.threads == 1
             else "rank-hours", "candidate_hours": hours, "candidates": candidates, "campaign_hours": candidates * hours,
             "left": max(left, 0), "left_hours": max(left, 0) * hours, "slots": slots,
             "left_wall_hours": max(left, 0) * seeds * (job + alone) / slots / 3600,
             "over_limit": [f"a {stage} job is predicted to run {value / 60:.0f} min, jobs.{stage}_min allows {minutes:g}"
                            for stage, (value, minutes) in limits.items() if value > 60 * minutes]}
+
+
+def rung_hours(config: Config, seconds: dict[str, float]) -> list[float]:
+    """What a candidate has used when a rung ends it, for each of them. Evaluation is as much at each point."""
+    rungs, out = config.screen.rungs, []
+    for count in range(1, len(rungs) + 1):
+        # at: how far a seed has come
+        spent = [(starts, max((r.at for r in rungs[:count] if r.seeds > seed), default=0.0))
+                 for seed in range(len(config.search.train_seeds)) if (starts := sum(r.seeds > seed for r in rungs[:count]))]
+        evaluated = sum(sum(p <= at for p in config.evaluate.at) / len(config.evaluate.at) for _, at in spent) * seconds["evaluate"]
+        trained = sum(starts * seconds["start"] + at * (seconds["rollout"] + seconds["update"]) for starts, at in spent) * config.jobs.ranks
+        by_train = config.jobs.evaluate_by == "train"
+        out.append((trained + evaluated * (config.jobs.ranks if by_train else 1) + seconds["check"]) / 3600)
+    return out
 
 
 def ahead(predicted: dict[str, float], runs: list[measured.Run]) -> dict[str, float] | None:
@@ -276,4 +291,7 @@ def cost_text(c: dict[str, Any]) -> list[str]:
         lines.append(f"predictions made before each of {e['runs']} runs were off by a factor of {e['predicted_factor']:.2f}; uncorrected {e['assumed_factor']:.2f}")
     lines += [f"a candidate: {c['candidate_hours']:.3g} {c['unit']}; {c['candidates']} candidates with the baseline: {c['campaign_hours']:.3g}",
               f"left: {c['left']} candidates, {c['left_hours']:.3g} {c['unit']}, {c['left_wall_hours']:.3g} h with {c['slots']} job(s) side by side, queues not counted"]
+    if c["rung_hours"]:
+        lines.append("with screening that is the most; a candidate that goes no further than a rung has used "
+                     + ", ".join(f"{hours:.3g}" for hours in c["rung_hours"]) + f" {c['unit']}")
     return [*lines, *(f"warning: {w}" for w in c["over_limit"])]

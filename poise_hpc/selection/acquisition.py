@@ -21,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..config import Acquisition
-from ..types import EntrySummary, PoiseError, candidate_number
+from ..types import BASELINE_ID, EntrySummary, PoiseError, candidate_number
 from . import features, gp
 from .columns import Columns, in_order
 from .descendants import Lineage, lineage
@@ -75,6 +75,8 @@ def _poise(ordered: Sequence[EntrySummary], read: Columns, table: Table, allowed
            settings: Acquisition, rng: np.random.Generator, objectives: Sequence[str]) -> Pick:
     overall, lower = np.full((2, len(ordered)), np.nan)
     overall[table.rows], lower[table.rows] = table.overall, table.lower
+    ended = np.isfinite(read.behind)  # no parent, but a child that says something of its parent
+    lower[ended] = overall[read.number == candidate_number(BASELINE_ID)] + read.behind[ended]
     family = lineage(read, lower, overall, settings.discount, settings.top_k)
 
     able = table.take(allowed)

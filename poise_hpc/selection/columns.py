@@ -50,6 +50,7 @@ class Columns:
     number: np.ndarray   # (N,) candidate number
     overall: np.ndarray  # (N,) points; NaN without a score
     scored: np.ndarray   # (N,) bool
+    behind: np.ndarray   # (N,) points against the baseline, of those screened out, at their rung; NaN for all others
     seeds: np.ndarray    # (N,) training seeds; 0 without a score
     squares: np.ndarray  # (N,) sum of squared deviations over the seeds
     child: np.ndarray    # (L,) row
@@ -70,7 +71,8 @@ class Columns:
         links = [(row, candidate_number(p)) for row, e in enumerate(entries, first) for p in e.parents]
         child, parent = (np.array(links, int) if links else np.zeros((0, 2), int)).T
         return cls(
-            np.array([candidate_number(e.id) for e in entries], int), overall, scored, seeds, squares, child, parent,
+            np.array([candidate_number(e.id) for e in entries], int), overall, scored,
+            np.array([e.screened.delta if e.screened else np.nan for e in entries], float), seeds, squares, child, parent,
             Named.of([e.score.benchmarks if e.score else {} for e in entries], float), Named.of([e.behaviour for e in entries], float),
             Named.of([dict.fromkeys(e.mechanisms, True) for e in entries], bool))
 

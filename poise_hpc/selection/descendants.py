@@ -17,7 +17,7 @@ class Lineage:
     gain: np.ndarray      # (E,) points; NaN without a scored descendant
     depth: np.ndarray     # (E,) generations from an entry without (known) parents
     children: np.ndarray  # (E,)
-    failed: np.ndarray    # (E,) children without a score
+    failed: np.ndarray    # (E,) children that failed
 
 
 def lineage(read: Columns, lower: np.ndarray, overall: np.ndarray, discount: float, top_k: int) -> Lineage:
@@ -26,14 +26,15 @@ def lineage(read: Columns, lower: np.ndarray, overall: np.ndarray, discount: flo
         g(d) = mean of the top K over descendants e of d, k generations away, of discount^(k-1) (lower(e) - overall(d))
 
     `overall` (E,) and `lower` (E,) confidence bound, NaN for failed entries. A descendant counts with its lower bound:
-    the best of many children is the one most likely to have been lucky. By several ways down, the shortest counts.
+    the best of many children is the one most likely to have been lucky. One that was screened out has no `overall` and counts
+    as far below the baseline as it was at its rung. By several ways down, the shortest counts.
     """
     found, count = genealogy(read), len(read.number)
     weight = np.array([discount**k for k in range(GENERATIONS)])
     gains = weight[found.generation - 1] * (lower[found.down] - overall[found.up])
     child = found.generation == 1
     return Lineage(_top_mean(found.up, gains, count, top_k), found.depth, np.bincount(found.up[child], minlength=count),
-                   np.bincount(found.up[child & np.isnan(overall[found.down])], minlength=count))
+                   np.bincount(found.up[child & np.isnan(lower[found.down])], minlength=count))
 
 
 @dataclass(frozen=True)

@@ -88,4 +88,4 @@ def _exploratory(ordered: Sequence[EntrySummary], read: Columns, rows: np.ndarra
     for i in np.lexsort((rng.permutation(len(rows)), shared / np.maximum(either, 1) + (either == 0))):
         e = ordered[rows[i]]
         yield Reference(e.id, "exploratory", f"shares {shared[i]} of {len(e.mechanisms)} mechanisms with the parent"
-                        + (f"; failed: {e.cause}" if e.score is None else ""))
+                        + (f"; screened out: {e.cause}" if e.screened else f"; failed: {e.cause}" if e.score is None else ""))

@@ -24,7 +24,7 @@ def run(job: dict[str, Any], attempt_dir: Path) -> dict[str, Any]:
     from . import engine, process
 
     config = configuration.parse(job["config"])
-    worker.progress("load", 0, config.train.steps)
+    worker.progress("load", 0, end_of(config, job))
     process.set_up(job["threads"])
     trainer = make_trainer(config, job, engine.start())
     payload = run_steps(trainer, job, attempt_dir)
@@ -39,6 +39,7 @@ def run_steps(trainer: Any, job: dict[str, Any], attempt_dir: Path) -> dict[str,
     from . import checkpoint
 
     config, ranks, total = trainer.config, trainer.ranks, trainer.config.train.steps
+    points, end = snapshot_steps(config), end_of(config, job)
     recipe = recipe_of(config, job, ranks.world)
     done = checkpoint.resume(attempt_dir, [Path(p) for p in job["resume"]], recipe, trainer.engine, ranks)
     trainer.state = done.state if done.steps else trainer.state
@@ -46,8 +47,7 @@ def run_steps(trainer: Any, job: dict[str, Any], attempt_dir: Path) -> dict[str,
     if first:  # rows of steps that a killed process finished after its last checkpoint are made again
         files.write_atomic(attempt_dir / "curves.jsonl", "".join(files.dumps(row) + "\n" for row in rows))
 
-    points = snapshot_steps(config)
-    for step in range(done.steps, total):
+    for step in range(done.steps, end):
         began, finished = time.perf_counter(), step + 1
         row, seconds = trainer.step(step)
         rows.append(row)
@@ -55,22 +55,27 @@ def run_steps(trainer: Any, job: dict[str, Any], attempt_dir: Path) -> dict[str,
             wall = time.perf_counter() - began
             files.append_line(attempt_dir / "curves.jsonl", row)
             files.append_line(attempt_dir / "timings.jsonl", timing(row, seconds, wall, config))
-        worker.progress("train", finished, total, reward=row["reward"], acc=row["acc"])
+        worker.progress("train", finished, end, reward=row["reward"], acc=row["acc"])
         if finished in points.values():
             weights = trainer.engine.weights()
             saved = checkpoint.snapshot(attempt_dir, finished, trainer.engine.model, weights, Path(job["model"])) if first else None
             name, sha256 = ranks.gather(saved)[0]
             snapshots[name] = sha256
         stop = ranks.any(worker.stop_requested())
-        if finished < total and (stop or finished % config.train.checkpoint_every == 0):
+        if finished < total and (stop or finished == end or finished % config.train.checkpoint_every == 0):
             checkpoint.save(attempt_dir, checkpoint.Progress(finished, recipe, trainer.state, rows, snapshots), trainer.engine, ranks)
-        if finished < total and stop:
-            raise worker.Stopped(f"after step {finished} of {total}")
-    if first:
+        if finished < end and stop:
+            raise worker.Stopped(f"after step {finished} of {end}")
+    if first and end == total:
         shutil.rmtree(attempt_dir / "checkpoints", ignore_errors=True)  # the last snapshot is the result
-    names = {at: f"step-{steps:06d}" for at, steps in points.items()}
-    return {"steps": total, "snapshots": {at: f"snapshots/{name}" for at, name in names.items()},
-            "weights_sha256": snapshots[names[f"{1.0:g}"]], "timings": total_timing(attempt_dir), "versions": versions()}
+    names = {at: f"step-{steps:06d}" for at, steps in points.items() if steps <= end}
+    return {"steps": end, "snapshots": {at: f"snapshots/{name}" for at, name in names.items()},
+            "weights_sha256": snapshots[f"step-{end:06d}"], "timings": total_timing(attempt_dir), "versions": versions()}
+
+
+def end_of(config: Config, job: dict[str, Any]) -> int:
+    """The step to stop at: the last, or a rung's; whoever goes on from there resumes from its checkpoint."""
+    return snapshot_steps(config)[job["until"]] if "until" in job else config.train.steps
 
 
 def make_trainer(config: Config, job: dict[str, Any], ranks: Any) -> Any:

@@ -26,7 +26,7 @@ def work(job: dict[str, Any], attempt: Path) -> dict[str, Any]:
 
 
 def train(job: dict[str, Any], attempt: Path) -> str:
-    steps = job["config"]["train"]["steps"]
+    steps = round(float(job.get("until", 1)) * job["config"]["train"]["steps"])
     done, weights = newest([*map(Path, job["resume"]), attempt])
     for step in range(done, steps):
         if STEP_S:
