@@ -72,7 +72,8 @@ def summary(entry: Entry, record_sha256: str | None = None) -> EntrySummary:
         proposer=entry.proposer, mechanisms=tuple(entry.proposal.get("mechanisms", ())),
         score=_score(score) if score else None, behaviour=dict(entry.behaviour), verdict=entry.reflection.get("verdict", ""),
         run_seconds=float(sum((a.get("run_seconds") or 0.0) * a.get("ranks", 1) for a in entry.attempts)), created=entry.created,
-        record_sha256=record_sha256 or _digest(_layout(entry)), signature=signature(Proposal.from_json(entry.proposal), entry.code))
+        record_sha256=record_sha256 or _digest(_layout(entry)), signature=signature(Proposal.from_json(entry.proposal), entry.code),
+        digest=entry.hashes.get("digest", ""))
 
 
 def verify(path: Path) -> list[str]:

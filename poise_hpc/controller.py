@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from . import files, jobspec, orders, packages, recording, reviewing
+from . import duplicates, files, jobspec, orders, packages, recording, reviewing
 from .agent.base import Author, Proposer
 from .archive import ArchiveView
 from .campaign import Attempt, Campaign, Candidate
@@ -167,7 +167,7 @@ class Controller:
                 outcome = self.stage_outcome(candidate, jobspec.units(self.campaign.config, candidate.stage))
                 if outcome is None:
                     return False
-                return self.move(candidate, outcome)
+                return self.end_repeated(candidate, outcome) or self.move(candidate, outcome)
             case Stage.REVIEW:
                 return self.review(candidate)
             case Stage.REFLECT:
@@ -204,8 +204,7 @@ class Controller:
 
     def move(self, candidate: Candidate, outcome: Outcome) -> bool:
         limit = self.campaign.config.jobs.infra_retries
-        author = isinstance(self.proposer, Author) and candidate.proposal().proposer.startswith("llm:")
-        stage = next_stage(candidate.stage, outcome, infra_errors=limit, limit=limit, author=author)
+        stage = next_stage(candidate.stage, outcome, infra_errors=limit, limit=limit, author=self.author(candidate))
         failed = [a for a in candidate.attempts if a.stage == candidate.stage and a.outcome == outcome]
         if stage == Stage.HELD:
             self.hold(candidate, failed[0])
@@ -217,6 +216,23 @@ class Controller:
             candidate.stage = stage
         candidate.save()
         return True
+
+    def end_repeated(self, candidate: Candidate, outcome: Outcome) -> bool:
+        """Ends a candidate that passed its check and computes what a visible one did; one that has an author is revised."""
+        if candidate.stage is not Stage.CHECK or outcome is not Outcome.SUCCEEDED or self.author(candidate):
+            return False
+        check = duplicates.judged(candidate, candidate.of(Stage.CHECK, "")[-1].result, self.archive.entries)
+        if check["outcome"] == Outcome.SUCCEEDED:
+            return False
+        candidate.outcome, candidate.cause, candidate.message = check["outcome"], check["cause"], check["message"]
+        candidate.stage = Stage.REFLECT
+        candidate.save()
+        self.event(candidate.id, "check repeats", candidate.message)
+        return True
+
+    def author(self, candidate: Candidate) -> bool:
+        """Is there somebody who can be shown what its check found?"""
+        return isinstance(self.proposer, Author) and candidate.proposal().proposer.startswith("llm:")
 
     def hold(self, candidate: Candidate, attempt: Attempt) -> None:
         assert attempt.result is not None
@@ -232,7 +248,8 @@ class Controller:
         check = max((a for a in candidate.attempts if a.stage == Stage.CHECK), key=lambda a: a.number)
         assert isinstance(self.proposer, Author) and check.result is not None
         thought = self.thinking.ask(candidate.id, "review", lambda: partial(
-            reviewing.review, self.proposer, candidate.id, packages.read(candidate.folder, check.version), check.result))
+            reviewing.review, self.proposer, candidate.id, packages.read(candidate.folder, check.version),
+            duplicates.judged(candidate, check.result, self.archive.entries)))
         if thought is None:
             return False
         ending = thought.result()

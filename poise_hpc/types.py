@@ -131,3 +131,4 @@ class EntrySummary:
     created: str                      # ISO 8601, UTC
     record_sha256: str = ""
     signature: str = ""               # agent.novelty.signature: two that cannot repeat each other are told apart without their files
+    digest: str = ""                  # algorithms.digest: equal for two that compute the same; "" where it is not known

@@ -38,10 +38,11 @@ class Tally:
     def _add(self, place: int, entry: EntrySummary) -> None:
         assert self._reference is not None
         gain = entry.score.overall - self._reference if entry.score else -5.0
-        for name in set(entry.mechanisms) & parts().keys():
+        for name in set(entry.mechanisms) & parts().keys() if entry.cause != "duplicate" else ():  # not its parts' failure
             total, number = self._gains.get(name, (0.0, 0))
             self._gains[name] = total + gain, number + 1
-        self._pairs[entry.outcome == Outcome.SUCCEEDED].update(combinations(sorted(entry.mechanisms), 2))
+        if entry.cause != "duplicate":
+            self._pairs[entry.outcome == Outcome.SUCCEEDED].update(combinations(sorted(entry.mechanisms), 2))
         count_name(self.names, entry.name)
         python, *signs = entry.signature.split() or [""]
         if python != novelty.PYTHON:
