@@ -3,10 +3,13 @@
 
     .venv/bin/python scripts/search_table.py make archive_store/search-table     hours; kill it and repeat it as you like
     .venv/bin/python scripts/search_table.py export archive_store/search-table docs/data/search_stress.json
+    .venv/bin/python scripts/search_table.py extend docs/data/search_stress.json archive_store/more-rows --rows 13
+    .venv/bin/python scripts/search_table.py append archive_store/more-rows docs/data/search_stress.json
     .venv/bin/python scripts/search_table.py replay docs/data/search_stress.json [--json]
 
 `make` is an ordinary campaign (configs/search_table.yaml): the seed algorithms, then offline candidates from parents that
-are drawn evenly, so that no strategy has shaped the table. `replay` searches the table again and again instead of the lab:
+are drawn evenly, so that no strategy has shaped the table. `extend` and `append` add rows later: candidates of evenly drawn
+rows that compute what no row does, trained in the table's own config; a row that is run again must give its numbers. `replay` searches the table again and again instead of the lab:
 a strategy names a parent, and the child is a row that was not evaluated yet, as far from the parent as the offline proposer's
 children are from theirs. Two things are therefore not in the figures: what a proposer learns from the archive, and whatever
 the table does not hold. Counted are evaluations, the baseline not among them, until one of the best 2 % is evaluated.
@@ -16,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,13 +31,17 @@ import numpy as np
 
 from poise_hpc import config as configuration
 from poise_hpc import orders, stats, views
+from poise_hpc import files as on_disk
+from poise_hpc.agent.base import Context
+from poise_hpc.agent.offline import OfflineProposer
 from poise_hpc.agent.recipe import Recipe, make, of_proposal
+from poise_hpc.agent.render import render
 from poise_hpc.algorithms import load, seeds
 from poise_hpc.archive import ArchiveView
 from poise_hpc.campaign import Campaign
 from poise_hpc.config import Acquisition, Search
 from poise_hpc.selection.acquisition import Strategy, choose_parent
-from poise_hpc.types import BASELINE_ID, EntrySummary, Outcome, Score, candidate_id
+from poise_hpc.types import BASELINE_ID, EntrySummary, Outcome, PoiseError, Proposal, Score, candidate_id
 
 BEST = 0.02    # share of the table that is searched for
 WINDOW, PER_PARENT = Search().window, Search().per_parent  # as a campaign has them by default
@@ -99,7 +107,8 @@ def export(campaign: Campaign) -> dict[str, Any]:
     view, rows = ArchiveView.load(campaign.root), []
     for e in sorted(view.entries, key=lambda e: e.id):
         proposal = campaign.proposal(e.id)
-        rows.append({"id": e.id, "name": e.name, "proposer": e.proposer, "parents": list(e.parents), "cause": e.cause,
+        parents = [proposal.details["row"]] if "row" in proposal.details else list(e.parents)
+        rows.append({"id": e.id, "name": e.name, "proposer": e.proposer, "parents": parents, "cause": e.cause, "digest": e.digest,
                      "mechanisms": list(e.mechanisms) or list(load.declared_mechanisms(campaign.code(e.id))),
                      "recipe": of_proposal(proposal).to_json(), "run_seconds": round(e.run_seconds, 1),
                      "by_seed": {s: round(v, 4) for s, v in e.score.by_seed.items()} if e.score else {},
@@ -107,6 +116,78 @@ def export(campaign: Campaign) -> dict[str, Any]:
                      "benchmarks": {b: round(v, 4) for b, v in e.score.benchmarks.items()} if e.score else {},
                      "behaviour": {k: float(f"{v:.5g}") for k, v in e.behaviour.items()}})
     return {"config": campaign.config.dump(), "rows": rows}
+
+
+# --- further rows
+
+def code(row: dict[str, Any]) -> str:
+    """The row's package: a seed's own file, or its recipe rendered."""
+    named = row["name"].lower().replace("-", "_")
+    return seeds.source(named) if named in seeds.SEEDS else render(make(row["recipe"]["parts"].values(), row["recipe"]["knobs"]), row["name"])
+
+
+def digest(text: str) -> str:
+    from poise_hpc.algorithms.digest import digest as computed
+
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "algorithm.py").write_text(text)
+        return computed(load.load(Path(folder)))
+
+
+def children(table: Table, rows: int, seed: int) -> Iterator[tuple[dict[str, Any], Proposal, str]]:
+    """(parent's row, proposal, package) of offline candidates that compute what neither a row nor one of them does."""
+    proposals = {r["id"]: Proposal(r["name"], tuple(r["parents"]), "", tuple(r["mechanisms"]), "", "", details={"recipe": r["recipe"]})
+                 for r in table.rows}
+    entries = tuple(table.entry(i, r["id"], tuple(r["parents"])) for i, r in enumerate(table.rows))
+    known, rng, proposer, number = {r["digest"] for r in table.rows}, np.random.default_rng([seed, len(table.rows)]), OfflineProposer(), len(table.rows)
+    while rows:
+        parent = int(rng.integers(len(table.rows)))
+        r = table.rows[parent]
+        draft = proposer.propose(Context(candidate_id(number), seed, entries[parent], {"algorithm.py": code(r)}, proposals[r["id"]], entries=entries,
+                                         proposals=proposals, code=lambda id: {"algorithm.py": code(table.rows[int(id[1:])])}))
+        number += 1
+        if (new := digest(draft.files["algorithm.py"])) not in known:
+            known.add(new)
+            rows -= 1
+            yield r, draft.proposal, draft.files["algorithm.py"]
+
+
+def extend(file: Path, root: Path, cache: Path, rows: int, seed: int) -> None:
+    """A campaign in the table's config whose inbox has the new candidates, and a row to be run again beside the baseline."""
+    table, made = Table.read(file), json.loads(file.read_text())["config"]
+    config = configuration.parse(configuration.overlay(made, {"search": {"candidates": 0}, "jobs": {"max_parallel": 1}}))
+    cache.mkdir(parents=True, exist_ok=True)
+    campaign, again = Campaign.create(root, config, cache_dir=str(cache)), table.rows[5]
+    drafts = [(again, Proposal(again["name"], (), "", tuple(again["mechanisms"]), "", ""), code(again)), *children(table, rows, seed)]
+    with tempfile.TemporaryDirectory() as folder:
+        for parent, proposal, text in drafts:
+            package = Path(folder) / proposal.name
+            package.mkdir()
+            (package / "algorithm.py").write_text(text)
+            on_disk.write_json(package / "proposal.json", proposal.to_json() | {"parents": [], "details": proposal.details | {"row": parent["id"]}})
+            orders.package(campaign, package, parent=None)
+
+
+def append(root: Path, file: Path) -> tuple[int, int]:
+    """(rows added, rows that were run again). PoiseError if one that was run again has other numbers."""
+    data, added, repeated = json.loads(file.read_text()), 0, 0
+    known = {r["digest"]: r for r in data["rows"]}
+    for row in export(Campaign.open(root))["rows"]:
+        if (old := known.get(row["digest"])) is not None:
+            if old["by_seed"] != row["by_seed"]:
+                raise PoiseError(f"{row['name']} was run again as {old['id']} {old['name']} and has other numbers: {row['by_seed']}, in the table "
+                                 f"{old['by_seed']}. The trainer, the task or a package's version changed: make a new table")
+            repeated += 1
+        else:
+            known[row["digest"]] = row
+            data["rows"].append(row | {"id": candidate_id(len(data["rows"])), "proposer": "offline"})
+            added += 1
+    write(file, data)
+    return added, repeated
+
+
+def write(file: Path, data: dict[str, Any]) -> None:
+    file.write_text('{"config": ' + json.dumps(data["config"]) + ', "rows": [\n' + ",\n".join(map(json.dumps, data["rows"])) + "\n]}\n")
 
 
 # --- a search on it
@@ -246,6 +327,15 @@ def main() -> None:
     exporting = commands.add_parser("export", help="its archive as one JSON file")
     exporting.add_argument("root", type=Path)
     exporting.add_argument("file", type=Path)
+    extending = commands.add_parser("extend", help="prepare a campaign with further rows; `poise-hpc run` works it off")
+    extending.add_argument("file", type=Path)
+    extending.add_argument("root", type=Path)
+    extending.add_argument("--rows", type=int, default=12)
+    extending.add_argument("--seed", type=int, default=1)
+    extending.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "poise-hpc")
+    appending = commands.add_parser("append", help="its rows to the table")
+    appending.add_argument("root", type=Path)
+    appending.add_argument("file", type=Path)
     replaying = commands.add_parser("replay", help="strategies on the table")
     replaying.add_argument("file", type=Path)
     replaying.add_argument("--splits", type=int, default=10, help="halvings of the table: tuned on one half, reported on the other")
@@ -258,8 +348,14 @@ def main() -> None:
         print(f"poise-hpc run {args.root}")
     elif args.command == "export":
         data = export(Campaign.open(args.root))
-        args.file.write_text('{"config": ' + json.dumps(data["config"]) + ', "rows": [\n' + ",\n".join(map(json.dumps, data["rows"])) + "\n]}\n")
+        write(args.file, data)
         print(f"{len(data['rows'])} rows in {args.file}")
+    elif args.command == "extend":
+        extend(args.file, args.root, args.cache, args.rows, args.seed)
+        print(f"poise-hpc run {args.root}")
+    elif args.command == "append":
+        added, repeated = append(args.root, args.file)
+        print(f"{added} rows added to {args.file}; {repeated} were run again and have the same numbers")
     else:
         result = replay(Table.read(args.file), args.splits, args.replays, args.tuning, progress=not args.json)
         print(json.dumps(result, indent=1) if args.json else markdown(result))
