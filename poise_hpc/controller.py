@@ -40,7 +40,7 @@ class Controller:
         self.home = jobspec.home(campaign)
         self.recorder = recording.Recorder(campaign, self.archive)
         self.thinking = Thinking(threads, campaign.config.agent.backoff_max_s, time.monotonic, self.event)
-        self.proposing = Proposing(campaign, proposer, self.archive, self.thinking)
+        self.proposing = Proposing(campaign, proposer, self.archive, self.thinking, cluster.slots)
         self.stop_proposing = ""      # why no further candidate is wanted; "" while some are
         self._asked_scheduler = 0.0
 
