@@ -56,11 +56,18 @@ def test_only_what_it_was_allowed_to_see_counts(tmp_path):
     assert records[0] == records[1] == records[2]
 
 
-def test_a_duplicate_is_no_original(tmp_path):
-    """c0002 never trained; c0003 and c0004 repeat what c0001 did, not what c0002 would have."""
+def test_what_never_trained_is_no_original(tmp_path):
+    """c0001 fails before its first step: nothing is known of x, and c0002 is trained. It is what c0003 repeats."""
+    def work(attempt, job):
+        if (job["kind"], job["candidate"]) == ("train", "c0001"):
+            return {"outcome": Outcome.CANDIDATE_ERROR, "cause": "raised", "message": "", "payload": {}}
+        return digests(c0001="x", c0002="x", c0003="x")(attempt, job)
+
     root = campaign(tmp_path / "c", **SMALL).root
-    drive(root, InlineCluster(digests(c0001="x", c0002="x", c0003="x")))
-    assert all("same as c0001" in archive_of(root)[id]["message"] for id in ("c0002", "c0003"))
+    drive(root, InlineCluster(work))
+    found = archive_of(root)
+    assert [found[id]["cause"] for id in ("c0001", "c0002", "c0003", "c0004")] == ["raised", "", "duplicate", ""]
+    assert "same as c0002" in found["c0003"]["message"]
 
 
 def test_unknown_digests_are_not_equal(tmp_path):

@@ -306,3 +306,8 @@ def test_where_nothing_is_gained_the_gain_is_near_nothing():
         lower = table.lower
         means.append(np.nanmean(lineage(Columns.of(entries), lower, lower, 0.7, 3).gain))
     assert abs(np.mean(means)) < 0.4
+
+
+def test_children_like_their_parents_are_no_loss():
+    entries = [row(f"c{i:04d}", 40.0, (f"c{i // 2:04d}",) if i else (), (f"m{i}",), sd=3.0, seeds=2) for i in range(9)]
+    assert [t["gain"] for t in pick(entries).terms] == [0.0] * 5
