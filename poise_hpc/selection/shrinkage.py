@@ -8,7 +8,7 @@ e_i is the standard error over seeds, s the pooled standard deviation of one see
 James-Stein) whose prior mean differs from entry to entry: with equal seeds, drawing all to one mean would not change any order.
 
 Without two seeds of anything no noise is known, and nothing is drawn anywhere. Not used: mechanisms (a Gaussian process over them
-predicted a held-out seed no better, docs/SEARCH.md), training curves (they share the seed's luck).
+predicted a held-out seed hardly better, docs/SEARCH.md), training curves (they share the seed's luck).
 """
 from __future__ import annotations
 
