@@ -1,6 +1,7 @@
 """Selection strategies replayed on a table: every row once, nothing seen before its time, and locality pays."""
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -146,3 +147,11 @@ def test_a_further_row_computes_what_no_row_does():
     found = list(search_table.children(search_replay.Table(rows), 2, seed=0))
     digests = [search_table.digest(text) for _, _, text in found]
     assert len({*digests, *(r["digest"] for r in rows)}) == 4 and all(parent["id"] in ("c0000", "c0001") for parent, _, _ in found)
+
+
+def test_the_table_in_docs_holds_150_different_offline_candidates():
+    rows = json.loads((Path(__file__).resolve().parents[1] / "docs" / "data" / "search_stress.json").read_text())["rows"]
+    offline = [r for r in rows if r["proposer"] == "offline"]
+    assert len({r["digest"] for r in offline}) == len(offline) == 150 and all(len(r["by_seed"]) == 3 for r in rows)
+    for r in (rows[0], rows[5], rows[100]):
+        assert search_table.digest(search_table.code(r)) == r["digest"]
