@@ -73,7 +73,7 @@ def summary(entry: Entry, record_sha256: str | None = None) -> EntrySummary:
         score=_score(score) if score else None, behaviour=dict(entry.behaviour), verdict=entry.reflection.get("verdict", ""),
         run_seconds=float(sum((a.get("run_seconds") or 0.0) * a.get("ranks", 1) for a in entry.attempts)), created=entry.created,
         record_sha256=record_sha256 or _digest(_layout(entry)), signature=signature(Proposal.from_json(entry.proposal), entry.code),
-        screened=_screened(entry.screenings[-1]) if entry.outcome == Outcome.SCREENED_OUT else None)
+        screened=_screened(entry.screenings[-1]) if entry.outcome == Outcome.SCREENED_OUT else None, digest=entry.hashes.get("digest", ""))
 
 
 def verify(path: Path) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from math import ceil
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -168,7 +169,9 @@ class Search(Section):
     baseline: str = "grpo"              # a seed algorithm, or a package folder: what everything is paired with
     candidates: Annotated[int, Field(ge=0)] = 7  # that the proposer makes; the baseline and added ones come on top
     train_seeds: tuple[int, ...] = (0, 1)   # paired: every candidate trains on the same ones
-    window: Positive = 4                # candidate k is proposed once 1 .. k - window are archived, and sees exactly those
+    window: Positive | None = None      # candidates in flight at most; None: 4, if asynchronous what keeps the slots busy
+    asynchronous: bool = False          # False: candidate k waits for 1 .. k - window and sees exactly those, on any machine
+                                        # True: it waits for nobody and sees what is archived then, so the order of jobs counts
     per_parent: Positive = 3            # candidates in a row from one chosen parent; the paper has 63 from 21 choices
     strategy: Literal["poise", "greedy", "random", "islands"] = "poise"  # how parents are chosen
     acquisition: Acquisition = Acquisition()
@@ -185,6 +188,12 @@ class Search(Section):
         if not value or len(set(value)) != len(value) or min(value) < 0:
             raise ValueError(f"needs at least one seed, all distinct and not negative, got {list(value)}")
         return value
+
+
+    def width(self, slots: int) -> int:
+        """Candidates in flight at most, where `slots` jobs run at once. Half as many again as fill them: some are being checked or reflected on."""
+        filling = ceil(1.5 * slots / len(self.train_seeds)) if self.asynchronous else 0
+        return self.window or max(4, filling)
 
 
 class Price(Section):

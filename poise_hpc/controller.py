@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from . import files, jobspec, orders, packages, recording, reviewing, screening
+from . import duplicates, files, jobspec, orders, packages, recording, reviewing, screening
 from .agent.base import Author, Proposer
 from .archive import ArchiveView
 from .campaign import Attempt, Campaign, Candidate
@@ -41,7 +41,7 @@ class Controller:
         self.home = jobspec.home(campaign)
         self.recorder = recording.Recorder(campaign, self.archive)
         self.thinking = Thinking(threads, campaign.config.agent.backoff_max_s, time.monotonic, self.event)
-        self.proposing = Proposing(campaign, proposer, self.archive, self.thinking)
+        self.proposing = Proposing(campaign, proposer, self.archive, self.thinking, cluster.slots)
         self.stop_proposing = ""      # why no further candidate is wanted; "" while some are
         self._asked_scheduler = 0.0
         self._ended: dict[Path, float] = {}  # attempts whose end this process saw, and when
@@ -170,7 +170,9 @@ class Controller:
         match candidate.stage:
             case Stage.CHECK | Stage.TRAIN | Stage.EVALUATE:
                 outcome = self.stage_outcome(candidate, self.units(candidate))
-                return outcome is not None and self.move(candidate, self.screened(candidate, outcome))
+                if outcome is None:
+                    return False
+                return self.end_repeated(candidate, outcome) or self.move(candidate, self.screened(candidate, outcome))
             case Stage.REVIEW:
                 return self.review(candidate)
             case Stage.REFLECT:
@@ -223,9 +225,8 @@ class Controller:
 
     def move(self, candidate: Candidate, outcome: Outcome) -> bool:
         limit = self.campaign.config.jobs.infra_retries
-        author = isinstance(self.proposer, Author) and candidate.proposal().proposer.startswith("llm:")
         rung, units = screening.rung(self.campaign.config, candidate) is not None, self.units(candidate)
-        stage = next_stage(candidate.stage, outcome, infra_errors=limit, limit=limit, author=author, rung=rung)
+        stage = next_stage(candidate.stage, outcome, infra_errors=limit, limit=limit, author=self.author(candidate), rung=rung)
         failed = [a for unit in units for a in candidate.of(candidate.stage, unit) if a.outcome == outcome]
         if stage == Stage.HELD:
             self.hold(candidate, failed[0])
@@ -239,6 +240,23 @@ class Controller:
             candidate.stage = stage
         candidate.save()
         return True
+
+    def end_repeated(self, candidate: Candidate, outcome: Outcome) -> bool:
+        """Ends a candidate that passed its check and computes what a visible one did; one that has an author is revised."""
+        if candidate.stage is not Stage.CHECK or outcome is not Outcome.SUCCEEDED or self.author(candidate):
+            return False
+        check = duplicates.judged(candidate, candidate.of(Stage.CHECK, "")[-1].result, self.archive.entries)
+        if check["outcome"] == Outcome.SUCCEEDED:
+            return False
+        candidate.outcome, candidate.cause, candidate.message = check["outcome"], check["cause"], check["message"]
+        candidate.stage = Stage.REFLECT
+        candidate.save()
+        self.event(candidate.id, "check repeats", candidate.message)
+        return True
+
+    def author(self, candidate: Candidate) -> bool:
+        """Is there somebody who can be shown what its check found?"""
+        return isinstance(self.proposer, Author) and candidate.proposal().proposer.startswith("llm:")
 
     def hold(self, candidate: Candidate, attempt: Attempt) -> None:
         assert attempt.result is not None
@@ -254,7 +272,8 @@ class Controller:
         check = max((a for a in candidate.attempts if a.stage == Stage.CHECK), key=lambda a: a.number)
         assert isinstance(self.proposer, Author) and check.result is not None
         thought = self.thinking.ask(candidate.id, "review", lambda: partial(
-            reviewing.review, self.proposer, candidate.id, packages.read(candidate.folder, check.version), check.result))
+            reviewing.review, self.proposer, candidate.id, packages.read(candidate.folder, check.version),
+            duplicates.judged(candidate, check.result, self.archive.entries)))
         if thought is None:
             return False
         ending = thought.result()

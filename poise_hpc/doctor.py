@@ -47,7 +47,7 @@ def examine(site_file: Path | None, config_file: Path | None, folder: Path, job:
     """All findings. `folder` is where campaigns are to be; the job's files go into a temporary folder there."""
     site = sites.load(site_file) if site_file else Site(scheduler="local")
     config = configuration.load(config_file) if config_file else Config()
-    findings = [*machine(config), *storage(folder), *quota(folder, call), *isolation_here(), *agent(config)]
+    findings = [*machine(config), *storage(folder), *quota(folder, call), *isolation_here(), *agent(config), *slots(site, config)]
     if site.scheduler == "slurm":
         slurm = list(scheduling(site, config, call))
         findings += slurm
@@ -138,6 +138,16 @@ def agent(config: Config) -> Iterator[Finding]:
 
 
 # --- the scheduler, from here
+
+
+def slots(site: Site, config: Config) -> Iterator[Finding]:
+    """In order, a campaign does not use more of a cluster than its window, and a config that says nothing has a narrow one."""
+    search, wide = config.search, site.max_submit if site.scheduler == "slurm" else config.jobs.max_parallel
+    jobs = search.width(wide) * len(search.train_seeds)
+    if search.window is None and not search.asynchronous and jobs < 2 * wide:
+        yield Finding("warn", "slots", f"{search.width(wide)} candidates with {len(search.train_seeds)} seeds are in flight at most, and a slot waits for the "
+                      f"slowest of them; {wide} jobs may run at once", "search.asynchronous: true (the search then depends on which job ends "
+                      "first), or a wider search.window (on older evidence), in a new campaign")
 
 
 def scheduling(site: Site, config: Config, call: Call) -> Iterator[Finding]:

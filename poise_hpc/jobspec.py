@@ -149,7 +149,7 @@ def limits(config: Config, stage: Stage, earlier: list[Attempt]) -> dict[str, An
     minutes = {Stage.PREPARE: config.jobs.prepare_min, Stage.CHECK: config.jobs.check_min,
                Stage.TRAIN: config.jobs.train_min, Stage.EVALUATE: config.jobs.evaluate_min}[stage]
     used = sum(a.result.get("run_seconds", 0.0) for a in earlier  # what was killed before it could save is done again
-               if a.result and a.outcome in (Outcome.PREEMPTED, Outcome.SUCCEEDED) and a.result["cause"] != "killed-at-stop")
+               if a.result and a.outcome in (Outcome.PREEMPTED, Outcome.SUCCEEDED) and a.result.get("cause") != "killed-at-stop")
     return {"seconds": max(60 * minutes - used, 1.0), "silent_s": 60 * config.jobs.silent_min, "heartbeat_s": config.jobs.heartbeat_s,
             "memory_gb": config.jobs.memory_gb, "isolation": config.jobs.isolation}
 

@@ -1,8 +1,12 @@
 """Which candidate comes next, and from which parent: the search, without the scheduling.
 
-Candidate k is proposed when candidates 1 .. k - window are archived (or held) and sees exactly the archived ones among
-them; those after it count as pending children. What is proposed then depends on the seed alone, not on which job
-finished first or what was killed. A wider window keeps more slots busy, on older evidence.
+`search.window` candidates are in flight at most. What candidate k sees is fixed when its proposal is begun, and kept: all older
+candidates but those in pick.json's "pending", which count as pending children.
+
+    in order      (default) when 1 .. k - window are archived (or held), exactly these. Proposals then depend on the seed alone, not
+                  on which job finished first or what was killed; slots may wait for the slowest of a window
+    asynchronous  as soon as fewer than `window` are in flight, all that are archived then. Slots do not wait; the same order of
+                  completions gives the same proposals
 """
 from __future__ import annotations
 
@@ -27,13 +31,13 @@ from .types import BASELINE_ID, EntrySummary, PoiseError, Proposal, Reflection, 
 T = TypeVar("T")
 # Names in the campaign's folder:
 DRAIN = "drain"           # a file: nothing new is proposed
-BEGUN = "proposing.json"  # the candidate that the proposer was last asked for
+BEGUN = "proposing.json"  # the candidate that the proposer was last asked for, and what it does not see
 PLANNED = "planned"       # of a replay: packages of persons and parents, by candidate
 
 
 class Proposing:
-    def __init__(self, campaign: Campaign, proposer: Proposer, archive: ArchiveView, thinking: Thinking):
-        self.campaign, self.proposer, self.archive, self.thinking = campaign, proposer, archive, thinking
+    def __init__(self, campaign: Campaign, proposer: Proposer, archive: ArchiveView, thinking: Thinking, slots: int):
+        self.campaign, self.proposer, self.archive, self.thinking, self.slots = campaign, proposer, archive, thinking, slots
         self.waiting = False  # the next candidate cannot be proposed before others are archived
         self.spent = ""       # why the proposer cannot be paid for another proposal
         self._pending: dict[str, Draft] = {}  # what the last proposal saw of those that are not archived
@@ -57,11 +61,11 @@ class Proposing:
                 return self.next(count, active)
             made = Made(draft)
         else:
-            horizon = max(0, count - self.campaign.config.search.window)
-            if any(candidate_number(c) <= horizon and a.stage not in RESTING for c, a in active.items()):
+            hidden = self.hidden(count, active)
+            if hidden is None:
                 self.waiting = True
                 return None
-            proposed = self.propose(id, horizon)
+            proposed = self.propose(id, hidden)
             if proposed is None:
                 return None
             made = proposed
@@ -70,16 +74,41 @@ class Proposing:
             shutil.rmtree(taken)
         return candidate, made.draft.proposal
 
-    def propose(self, id: str, horizon: int) -> Made | None:
+    def hidden(self, count: int, active: Mapping[str, Candidate]) -> list[str] | None:
+        """The older candidates that candidate `count` does not see, in order; None while it must wait for others."""
+        fixed = self.fixed(candidate_id(count))
+        if fixed is not None:
+            return fixed if len(self.visible(count, fixed)) == count - len(fixed) else None
+        search = self.campaign.config.search
+        window, moving = search.width(self.slots), [id for id, c in active.items() if c.stage not in RESTING and id != BASELINE_ID]
+        horizon = count - 1 if search.asynchronous else max(0, count - window)
+        if len(moving) >= window if search.asynchronous else any(candidate_number(id) <= horizon for id in moving):
+            return None
+        seen = {e.id for e in self.visible(horizon + 1, ())} | {BASELINE_ID}
+        return [id for id in map(candidate_id, range(count)) if id not in seen]
+
+    def fixed(self, id: str) -> list[str] | None:
+        """What it does not see, of a proposal that was begun before a kill, or that a replay makes again."""
+        begun = files.read_json(self.campaign.root / BEGUN)
+        if begun and begun["id"] == id and "pending" in begun:
+            return begun["pending"]
+        return (files.read_json(self.campaign.root / PLANNED / id / "pick.json") or {}).get("pending")
+
+    def visible(self, count: int, hidden: Sequence[str]) -> tuple[EntrySummary, ...]:
+        """Archived candidates before number `count`, but for `hidden`."""
+        older, unseen = bisect.bisect_left(self.archive.entries, count, key=lambda e: candidate_number(e.id)), set(hidden)
+        return tuple(e for e in self.archive.entries[:older] if e.id not in unseen)
+
+    def propose(self, id: str, hidden: list[str]) -> Made | None:
         """Ask the proposer; None while it thinks, while the baseline is missing, or when its money is spent."""
         if find(self.archive.entries, BASELINE_ID) is None:
             self.waiting = True
             return None
 
         def gather() -> Callable[[], Made]:
-            context, pick = self.context(id, horizon)
+            context, pick = self.context(id, hidden)
             if self.thinking.threads:
-                files.write_json(self.campaign.root / BEGUN, {"id": id})
+                files.write_json(self.campaign.root / BEGUN, {"id": id, "pending": hidden})
             return partial(draft_from, self.proposer, context, pick)
 
         thought = self.thinking.ask(id, "propose", gather)
@@ -92,7 +121,7 @@ class Proposing:
 
     def begun(self, id: str) -> bool:
         """Was the proposer asked for this candidate, here or before a kill? What it was shown must not change then."""
-        return files.read_json(self.campaign.root / BEGUN) == {"id": id}
+        return (files.read_json(self.campaign.root / BEGUN) or {}).get("id") == id
 
     def unseen(self, count: int) -> int:
         """The first candidate whose proposal has seen nothing yet: from it on, a person's word holds."""
@@ -110,25 +139,23 @@ class Proposing:
         draft = packages.read_package(folder)
         return replace(draft, proposal=replace(draft.proposal, details=draft.proposal.details | {"inbox": folder.name}))
 
-    def context(self, id: str, horizon: int) -> tuple[Context, dict[str, Any]]:
-        """What the proposer may see, and the account of the parent's choice (pick.json)."""
+    def context(self, id: str, hidden: Sequence[str]) -> tuple[Context, dict[str, Any]]:
+        """What the proposer may see, and the account of the parent's choice (pick.json). `hidden`: older, and not seen."""
         import numpy
 
         from .selection.references import choose_references
 
         campaign, search, number = self.campaign, self.campaign.config.search, candidate_number(id)
-        visible = bisect.bisect_right(self.archive.entries, horizon, key=lambda e: candidate_number(e.id))
-        entries = tuple(self.archive.entries[:visible])
+        entries = self.visible(number, hidden)
         since = number
         while since > 1 and campaign.proposal(candidate_id(since - 1)).proposer == "person":
             since -= 1
         said = guidance.at(campaign.root, number, search.directive, since)
         # Read now, and in their first version: what this candidate sees must not depend on how fast others are repaired.
-        ids = [candidate_id(k) for k in range(max(1, horizon + 1), number)]
-        pending = self._pending = {c: self._pending.get(c) or packages.read(campaign.candidates / c, 1) for c in ids}
+        pending = self._pending = {c: self._pending.get(c) or packages.read(campaign.candidates / c, 1) for c in hidden}
         rng = numpy.random.default_rng([search.seed, number])
         pick = self.pick(number, entries, {c: d.proposal.parents for c, d in pending.items()}, said, rng)
-        pick |= {"visible": len(entries), "visible_to": candidate_id(horizon), "pending": sorted(pending)}
+        pick |= {"visible": len(entries), "pending": list(hidden)}
         parent = find(entries, pick["parent"])
         assert parent is not None
         return Context(

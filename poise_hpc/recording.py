@@ -117,7 +117,7 @@ class Recorder:
             outcome=candidate.outcome or Outcome.CANDIDATE_ERROR, cause=candidate.cause, message=candidate.message,
             created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(reflection.stat().st_mtime)),
             config=(campaign.root / "config.yaml").read_text(), code=campaign.code(candidate.id), seeds=tuple(int(seed) for seed in own.curves),
-            versions=campaign.meta["versions"], hashes=hashes(campaign, candidate, trained),
+            versions=campaign.meta["versions"], hashes=hashes(campaign, candidate, trained) | digest(check),
             pick=files.read_json(candidate.folder / "pick.json") or {},
             checks=(files.read_json(check[-1].folder / "checks.json") or {}).get("checks", []) if check else [],
             attempts=[attempt_row(a) for a in candidate.attempts], timings=timings(candidate), score=vars(score) if score else None,
@@ -168,6 +168,12 @@ def hashes(campaign: Campaign, candidate: Candidate, trained: list[Attempt]) -> 
     weights = {f"weights-s{a.seed}": a.result["payload"]["weights_sha256"] for a in trained if a.result}
     return {"model": home["model_sha256"], "data": home["data_sha256"], **weights} | {
         f"code:{name}": digest for name, digest in files.read_json(candidate.folder / "manifest.json").items()}
+
+
+def digest(checks: list[Attempt]) -> dict[str, str]:
+    """Of what the algorithm computes, as its last check found it."""
+    found = checks[-1].result["payload"].get("digest") if checks and checks[-1].result else None
+    return {"digest": found} if found else {}
 
 
 def attempt_row(attempt: Attempt) -> dict[str, Any]:

@@ -158,3 +158,4 @@ class EntrySummary:
     record_sha256: str = ""
     signature: str = ""               # agent.novelty.signature: two that cannot repeat each other are told apart without their files
     screened: Screening | None = None  # the rung that has ended it
+    digest: str = ""                  # algorithms.digest: equal for two that compute the same; "" where it is not known

@@ -188,3 +188,13 @@ def test_agent_is_asked_only_when_there_is_one(monkeypatch):
     assert judged(["a", "b", "c"])[0][0] == "ok"
     assert judged(["a"]) == [("warn", "the endpoint does not list b; it lists a")]
     assert judged(PoiseError("no route")) == [("fail", "no route")]
+
+
+def test_a_narrow_search_on_many_slots_is_said():
+    def found(**search):
+        return list(doctor.slots(site.Site(scheduler="local"), config.Config.model_validate({"search": search, "jobs": {"max_parallel": 8}})))
+
+    (finding,) = found()
+    assert finding.level == "warn" and "4 candidates with 2 seeds" in finding.text and "search.asynchronous: true" in finding.cure
+    assert found(asynchronous=True) == found(window=2) == []  # somebody has chosen
+    assert list(doctor.slots(site.Site(scheduler="local"), config.Config())) == []  # the lab's two slots

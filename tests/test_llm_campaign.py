@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from helpers_campaign import campaign, noop_work
-from helpers_drive import Mortal, archive_of, write_package
+from helpers_drive import Mortal, ShuffledCluster, archive_of, write_package
 from llm_server import Hang, LLMServer, Status
 from scripted_agent import STORIES, USAGE, VALID, Agent, Story, seed
 
@@ -170,6 +170,19 @@ def test_a_replay_of_another_archive_stops_and_says_so(told, checked, tmp_path):
     path.write_text(path.read_text().replace("learns as fast as its parent", "learns faster than its parent"))
     driven = finish(controller(target, checked, Replay(target.config.agent, Transcript(path, lambda: 0.0))))
     assert "does not answer c0001/propose/0/" in driven.thinking.blocked
+
+
+def test_a_replay_of_an_asynchronous_campaign_shows_each_candidate_what_it_had_seen(tmp_path):
+    with LLMServer(Agent(FEW)) as server:
+        opened = llm_campaign(tmp_path / "c", server.url, 4, asynchronous=True)
+        finish(controller(opened, ShuffledCluster(5, slots=3)))
+    pending = {id: files.read_json(opened.candidates / id / "pick.json")["pending"] for id in ("c0001", "c0002", "c0003", "c0004")}
+    assert pending["c0001"] == [] and any(pending.values())
+    for seed in (1, 2):
+        target = replaying.create(opened, tmp_path / f"again-{seed}")
+        finish(controller(target, ShuffledCluster(seed, slots=2), Replay(target.config.agent, Transcript(target.root / "llm.jsonl", lambda: 0.0))))
+        assert replaying.compare(opened, target)["different"] == {}
+        assert pending == {id: files.read_json(target.candidates / id / "pick.json")["pending"] for id in pending}
 
 
 # --- killed, held up, out of money

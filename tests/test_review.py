@@ -100,6 +100,6 @@ def test_later_candidates_see_the_first_version_of_what_is_pending(tmp_path):
         driven.step()
     candidate = packages.create_candidate(opened, "c0001", DRAFT, None)
     for _ in range(2):
-        context, _ = driven.proposing.context("c0002", 0)
+        context, _ = driven.proposing.context("c0002", ["c0001"])
         assert context.pending == (("c0001", DRAFT.proposal),) and context.code("c0001") == DRAFT.files
         packages.revise(candidate, 1, FIXED)

@@ -249,7 +249,7 @@ def test_what_a_language_model_is_told():
     assert "screened out at training fraction 0.5, on 1 of the seeds: Overall 37 there, -3 against GRPO" in evidence.entry_text(found, None, None)
     assert evidence.line(found, None) == "- c0002 c0002-GRPO (from c0000): maxrl; -3 against GRPO at fraction 0.5, screened out; screened"
     facts = Facts("c0002", Proposal("X", (), "", (), "", ""), Outcome.SCREENED_OUT, "behind", screenings=(found.screened,))
-    assert evidence.find_figure(facts, "delta", None) == -3.0 and evidence.find_figure(facts, "final", None) is None
+    assert evidence.find_figure(facts, "candidate", "delta", None) == -3.0 and evidence.find_figure(facts, "candidate", "final", None) is None
     assert llm_reflect.outcome_text(facts).startswith("behind: screened out at training fraction 0.5")
     told = evidence.recipe(configuration.parse({"screen": {"rungs": [{"at": 0.25, "margin": 2.0}]}}))
     assert "at 0.25 of the training a candidate goes no further if its Overall, over 1 seed(s), is below the untrained policy's - 2" in told

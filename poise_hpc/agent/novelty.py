@@ -2,7 +2,8 @@
 
 Three tests, against every visible and pending candidate whose mechanisms overlap with the draft's by at least half:
 same mechanisms with the same hyperparameters; the same code up to names, comments and docstrings; nearly the same text.
-It compares what is written, not what it computes: two spellings of one formula pass.
+It compares what is written. Two spellings of one formula pass; their digests are equal, and the check job's result tells
+(`duplicates`).
 
 A large archive is not opened for that. Each index row has the candidate's `signature`, three digests; where none of them
 is the draft's, none of the tests can succeed.

@@ -37,11 +37,12 @@ class Tally:
 
     def _add(self, place: int, entry: EntrySummary) -> None:
         assert self._reference is not None
-        gain = entry.score.overall - self._reference if entry.score else entry.screened.delta if entry.screened else -5.0
-        for name in set(entry.mechanisms) & parts().keys():
-            total, number = self._gains.get(name, (0.0, 0))
-            self._gains[name] = total + gain, number + 1
-        self._pairs[entry.outcome != Outcome.CANDIDATE_ERROR].update(combinations(sorted(entry.mechanisms), 2))
+        if entry.cause != "duplicate":  # not its parts' failure
+            gain = entry.score.overall - self._reference if entry.score else entry.screened.delta if entry.screened else -5.0
+            for name in set(entry.mechanisms) & parts().keys():
+                total, number = self._gains.get(name, (0.0, 0))
+                self._gains[name] = total + gain, number + 1
+            self._pairs[entry.outcome != Outcome.CANDIDATE_ERROR].update(combinations(sorted(entry.mechanisms), 2))
         count_name(self.names, entry.name)
         python, *signs = entry.signature.split() or [""]
         if python != novelty.PYTHON:

@@ -21,6 +21,7 @@ from .. import files
 from ..types import CandidateError
 from . import gate, probes
 from .base import NEEDS, Algorithm, Mechanism, Reduction
+from .digest import digest
 from .load import blame, load
 from .probes import Broken, Update
 from .response import response_report
@@ -77,6 +78,7 @@ def run(job: dict[str, Any], attempt_dir: Path) -> dict[str, Any]:
         if failed := [f"{r.name}: {r.message}" for r in results if not r.passed]:
             raise CandidateError("check-failed", "\n".join(failed))
         payload["response"] = response_report(algorithm)
+        payload["digest"] = digest(algorithm)
     except CandidateError as error:
         payload["checks"] = payload["checks"] or [asdict(CheckResult(error.cause, False, error.message, 0.0))]
         raise

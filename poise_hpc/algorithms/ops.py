@@ -18,7 +18,7 @@ LOG_LIMIT = 20.0  # log-ratios are cut here before exp, as verl does: e^20 = 4.9
 def group_size(group: Tensor, where: Tensor | None = None) -> Tensor:
     """(N,) float, how many completions the group of i has (of those in `where`, or all if it has none there)."""
     weight = _weight(group, where)
-    return _sum(weight, group)[group].float()
+    return _sum(weight, group)[group].to(torch.get_default_dtype())
 
 
 def group_mean(x: Tensor, group: Tensor, where: Tensor | None = None) -> Tensor:
@@ -42,7 +42,7 @@ def group_std(x: Tensor, group: Tensor, where: Tensor | None = None, ddof: int =
 
 def pass_rate(correct: Tensor, group: Tensor, where: Tensor | None = None) -> Tensor:
     """(N,) p, the share of the group of i with a component `correct` above 0."""
-    return group_mean((correct > 0).float(), group, where)
+    return group_mean((correct > 0).to(torch.get_default_dtype()), group, where)
 
 
 def _groups(group: Tensor) -> int:
@@ -132,8 +132,8 @@ def token_weights(reduction: Reduction, mask: Tensor, length: Tensor, keep: Tens
     `keep` (N,) bool, None for all; `max_length` in tokens, the longest allowed completion.
     """
     kept = torch.ones_like(length, dtype=torch.bool) if keep is None else keep
-    m = (mask & kept.unsqueeze(-1)).float()
-    completions = kept.sum().float()
+    m = (mask & kept.unsqueeze(-1)).to(torch.get_default_dtype())  # float32; the digest computes in float64
+    completions = kept.sum().to(m.dtype)
     match reduction:
         case Reduction.TOKEN_MEAN:
             return m, m.sum()

@@ -82,6 +82,12 @@ def variety(algorithm: Algorithm, seed: int = 0) -> Iterator[tuple[str, RolloutB
     yield "rewards of -1 and 1", replace(signed, reward=2 * signed.components["correct"] - 1)
 
 
+def shown(batch: RolloutBatch, algorithm: Algorithm) -> RolloutBatch:
+    """The batch as the algorithm is shown it: without what it does not need."""
+    return replace(batch, logp_ref=batch.logp_ref if "ref_logp" in algorithm.needs else None,
+                   entropy=batch.entropy if "entropy" in algorithm.needs else None)
+
+
 def fresh_state(algorithm: Algorithm) -> dict[str, Any]:
     return algorithm.initial_state()
 

@@ -134,7 +134,8 @@ def costs(setting: Setting, runs: list[measured.Run], campaign: Campaign | None)
     hours = (seeds * (job * ranks + alone) + again + seconds["check"]) / 3600
     candidates = config.search.candidates + 1
     left = candidates - (len(campaign.archived_ids()) if campaign else 0)
-    slots = min(seeds * config.search.window, site.max_submit if site and site.scheduler == "slurm" else config.jobs.max_parallel)
+    slots = site.max_submit if site and site.scheduler == "slurm" else config.jobs.max_parallel
+    slots = min(seeds * config.search.width(slots), slots)
     limits = {"train": (job, config.jobs.train_min)} | ({} if by_train else {"evaluate": (alone, config.jobs.evaluate_min)})
     return {"seconds": {part: {"assumed": predicted[part], "factor": learned[part].factor, "spread": learned[part].spread,
                                "runs": learned[part].runs, "predicted": seconds[part],

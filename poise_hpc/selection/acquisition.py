@@ -3,7 +3,7 @@
     U(d) = (w_p U_pareto + w_f U_perf + w_v U_div + w_g alpha_GP) / (1 + pending children of d)
 
 POISE, arXiv:2603.23951. The paper leaves the weights and every normalization open; ours, each term in [0, 1]:
-U_pareto, U_perf, U_div as in `features`, on lower confidence bounds, so that a lucky seed does not win; alpha_GP is
+U_pareto, U_perf, U_div as in `features`, on lower bounds of what a score is worth (`shrinkage`), so that a lucky seed does not win; alpha_GP is
 mean + beta sd of a Gaussian process over an entry's features whose target is the discounted top-K descendant gain
 (`descendants`), rescaled over the pool. Its prior mean is 0: without evidence, children are expected to be like
 their parent. A pending child is a descendant whose gain is what the process predicts now (constant liar), and divides
@@ -73,11 +73,11 @@ def choose_parent(entries: Sequence[EntrySummary], pending: Sequence[tuple[str, 
 
 def _poise(ordered: Sequence[EntrySummary], read: Columns, table: Table, allowed: np.ndarray, pending: Sequence[tuple[str, tuple[str, ...]]],
            settings: Acquisition, rng: np.random.Generator, objectives: Sequence[str]) -> Pick:
-    overall, lower = np.full((2, len(ordered)), np.nan)
-    overall[table.rows], lower[table.rows] = table.overall, table.lower
-    ended = np.isfinite(read.behind)  # no parent, but a child that says something of its parent
-    lower[ended] = overall[read.number == candidate_number(BASELINE_ID)] + read.behind[ended]
-    family = lineage(read, lower, overall, settings.discount, settings.top_k)
+    lower = np.full(len(ordered), np.nan)
+    lower[table.rows] = table.lower
+    own, ended = lower.copy(), np.isfinite(read.behind)  # what a rung has ended is no parent, but a child that says something of its parent
+    lower[ended] = lower[read.number == candidate_number(BASELINE_ID)] + read.behind[ended]
+    family = lineage(read, lower, own, settings.discount, settings.top_k)
 
     able = table.take(allowed)
     members = able.take(pool(able, family.gain[able.rows], settings.pool, rng))
@@ -101,7 +101,7 @@ def _poise(ordered: Sequence[EntrySummary], read: Columns, table: Table, allowed
     order = np.lexsort((np.arange(len(total)), -total.round(9)))  # rounded: a last-bit difference is a tie
     shown = [{"id": entries[i].id, "name": entries[i].name, "total": round(float(total[i]), 4),
               **{name: round(float(term[i]), 4) for name, term in terms.items()},
-              "overall": round(float(members.overall[i]), 3), "lower": round(float(members.lower[i]), 3),
+              "overall": round(float(members.overall[i]), 3), "value": round(float(members.value[i]), 3), "lower": round(float(members.lower[i]), 3),
               "gain": round(float(mean[i]), 3), "gain_sd": round(float(sd[i]), 3), "pending": int(waiting[i])} for i in order[:SHOWN]]
     return Pick(shown[0]["id"], shown, _explain(shown, len(members), len(table), bool(np.isfinite(family.gain).any())))
 
@@ -172,7 +172,8 @@ def _islands(ordered: Sequence[EntrySummary], table: Table, rng: np.random.Gener
 def _explain(shown: list[dict[str, Any]], compared: int, scored: int, informed: bool) -> str:
     first = shown[0]
     text = (f"{first['id']} {first['name']}: total {first['total']:.2f} = pareto {first['pareto']:.2f}, performance "
-            f"{first['performance']:.2f} ({first['overall']:.1f} points, lower bound {first['lower']:.1f}), diversity "
+            f"{first['performance']:.2f} ({first['overall']:.1f} points, worth {first['value']:.1f} by its seeds' noise, parents and children, "
+            f"lower bound {first['lower']:.1f}), diversity "
             f"{first['diversity']:.2f}, descendant {first['descendant']:.2f} (expected gain {first['gain']:+.1f} +- {first['gain_sd']:.1f}), "
             f"weighted; {first['pending']} pending children. Compared {compared} of {scored} scored entries.")
     if not informed:

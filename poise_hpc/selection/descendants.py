@@ -20,18 +20,19 @@ class Lineage:
     failed: np.ndarray    # (E,) children that failed
 
 
-def lineage(read: Columns, lower: np.ndarray, overall: np.ndarray, discount: float, top_k: int) -> Lineage:
+def lineage(read: Columns, lower: np.ndarray, own: np.ndarray, discount: float, top_k: int) -> Lineage:
     """Gains of entries, which stand in an order where parents come before children.
 
-        g(d) = mean of the top K over descendants e of d, k generations away, of discount^(k-1) (lower(e) - overall(d))
+        g(d) = mean of the top K over descendants e of d, k generations away, of discount^(k-1) (lower(e) - own(d))
 
-    `overall` (E,) and `lower` (E,) confidence bound, NaN for failed entries. A descendant counts with its lower bound:
-    the best of many children is the one most likely to have been lucky. One that was screened out has no `overall` and counts
-    as far below the baseline as it was at its rung. By several ways down, the shortest counts.
+    `lower` (E,) of descendants and `own` (E,) of the entry itself, NaN for failed entries. The same bound for both: of a
+    descendant's `lower` less an entry's raw score, luck and all, the mean would be negative where nothing is gained or lost. What
+    was screened out has no `own`, and in `lower` it is as far below the baseline as it was at its rung. By several ways down, the
+    shortest counts.
     """
     found, count = genealogy(read), len(read.number)
     weight = np.array([discount**k for k in range(GENERATIONS)])
-    gains = weight[found.generation - 1] * (lower[found.down] - overall[found.up])
+    gains = weight[found.generation - 1] * (lower[found.down] - own[found.up])
     child = found.generation == 1
     return Lineage(_top_mean(found.up, gains, count, top_k), found.depth, np.bincount(found.up[child], minlength=count),
                    np.bincount(found.up[child & np.isnan(lower[found.down])], minlength=count))

@@ -9,6 +9,7 @@ import numpy as np
 from ..stats import seed_noise
 from ..types import EntrySummary
 from .columns import Columns
+from .shrinkage import shrunk
 
 OBJECTIVES = {  # less is better; None: not known
     "length": lambda e: e.behaviour.get("length_ratio"),  # of completions, end of training against its start
@@ -24,6 +25,7 @@ class Table:
     columns: Columns         # of `archive`
     rows: np.ndarray         # (N,) of `archive`: these entries
     overall: np.ndarray      # (N,) points
+    value: np.ndarray        # (N,) points: `overall`, drawn to what its kin make likely (`shrinkage`)
     error: np.ndarray        # (N,) standard error of `overall`, points
     noise: float             # points: pooled sd of one training seed; 1.0 where it is not known
 
@@ -33,7 +35,7 @@ class Table:
         read = read or Columns.of(entries)
         rows = np.flatnonzero(read.scored)
         error, pooled = seed_noise(read.seeds[rows], read.squares[rows])
-        return cls(entries, read, rows, read.overall[rows], error, pooled or 1.0)
+        return cls(entries, read, rows, read.overall[rows], shrunk(read, rows, error, pooled or 1.0), error, pooled or 1.0)
 
     def entry(self, i: int) -> EntrySummary:
         return self.archive[self.rows[i]]
@@ -44,22 +46,23 @@ class Table:
 
     @property
     def lower(self) -> np.ndarray:
-        return self.overall - self.error
+        """One standard error below what the score is worth: neither a lucky seed nor the luckiest of many gets far."""
+        return self.value - self.error
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def take(self, some: np.ndarray) -> Table:
-        return Table(self.archive, self.columns, self.rows[some], self.overall[some], self.error[some], self.noise)
+        return Table(self.archive, self.columns, self.rows[some], self.overall[some], self.value[some], self.error[some], self.noise)
 
     def benchmarks(self) -> np.ndarray:
         """(N, D) lower confidence per benchmark, over those that all entries have; (N, 1) `lower` if there is none.
 
-        A benchmark's own seed spread is not in the summary; the error of Overall, to which it adds up, stands in for it.
+        A benchmark's own seed spread is not in the summary; what Overall loses, to which it adds up, stands in for it.
         """
         values = self.columns.benchmarks.values[self.rows]
         common = values[:, ~np.isnan(values).any(axis=0)]
-        return common - self.error[:, None] if common.shape[1] else self.lower[:, None]
+        return common - (self.overall - self.lower)[:, None] if common.shape[1] else self.lower[:, None]
 
     def objectives(self, names: Sequence[str]) -> np.ndarray:
         """(N, K) the OBJECTIVES of these names, turned so that more is better; -inf where an entry lacks one."""
