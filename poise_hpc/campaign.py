@@ -18,7 +18,7 @@ import yaml
 from . import config as configuration
 from . import files
 from .config import Config
-from .types import Outcome, PoiseError, Proposal, Stage, UsageError
+from .types import RESTORE_CODE, Outcome, PoiseError, Proposal, Stage, UsageError
 
 FORMAT = 1
 # What may change under an existing campaign: how long and how wide it runs, not what its numbers mean.
@@ -194,9 +194,8 @@ class Campaign:
                          status["message"], Stage(held) if held else None, status["forgiven"], load_attempts(folder), latest_version(folder))
 
     def code(self, id: str) -> dict[str, str]:
-        """The package's files, by name, as its manifest lists them."""
-        folder = self.candidates / id
-        return {name: (folder / name).read_text() for name in files.read_json(folder / "manifest.json")}
+        """The package's files, by name, as its manifest lists them; CorruptFile if they are no longer the candidate's code."""
+        return read_code(self.candidates / id)
 
     def proposal(self, id: str) -> Proposal:
         return Proposal.from_json(files.read_json(self.candidates / id / "proposal.json"))
@@ -301,6 +300,12 @@ def latest_version(candidate: Path) -> int:
     """Of its package: one more than `versions/` keeps."""
     kept = candidate / "versions"
     return 1 + sum(e.name.isdigit() for e in os.scandir(kept)) if kept.is_dir() else 1
+
+
+def read_code(folder: Path) -> dict[str, str]:
+    """The package in a folder, file name -> text; CorruptFile if it is not what its manifest says."""
+    manifest = files.read_json(folder / "manifest.json")
+    return {name: raw.decode() for name, raw in files.read_listed(folder, manifest, RESTORE_CODE).items()}
 
 
 def seed_of(unit: str) -> int | None:

@@ -6,11 +6,12 @@ or the new one. A lock is an exclusively created file (not flock: Lustre and NFS
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,19 @@ def read_json(path: Path) -> Any | None:
         return json.loads(raw)
     except ValueError as error:
         raise CorruptFile(f"{path} is not valid JSON ({error}); it is {len(raw)} bytes long") from None
+
+
+def read_listed(folder: Path, manifest: Mapping[str, str], cure: str) -> dict[str, bytes]:
+    """The files that a manifest {name: sha256} lists; CorruptFile, which ends with the cure, if one is not what it was."""
+    out = {}
+    for name, sha256 in manifest.items():
+        path = folder / name
+        if not path.is_file():
+            raise CorruptFile(f"{path} is missing. {cure}")
+        out[name] = path.read_bytes()
+        if hashlib.sha256(out[name]).hexdigest() != sha256:
+            raise CorruptFile(f"{path} is not what its manifest says: it was edited or damaged. {cure}")
+    return out
 
 
 def create_exclusive(path: Path, data: Any) -> bool:

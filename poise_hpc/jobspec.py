@@ -104,6 +104,7 @@ def job(campaign: Campaign, home: Candidate, candidate: Candidate, unit: str, nu
         "config": campaign.resolved, "ranks": ranks(config, stage), "threads": config.jobs.threads, "limits": limits(config, stage, earlier)}
     if stage == Stage.PREPARE:
         return spec | {"cache_dir": campaign.meta["cache_dir"], "writable": [campaign.meta["cache_dir"]]}
+    spec["manifest"] = files.read_json(candidate.folder / "manifest.json")  # the only code that the job may run
     spec |= {"package": str(candidate.folder), "model": prepared(home)["model"], "data_sha256": prepared(home)["data_sha256"]}
     if stage == Stage.TRAIN:
         spec["resume"] = [str(a.folder) for a in earlier]

@@ -11,6 +11,9 @@ from enum import StrEnum
 from typing import Any
 
 BASELINE_ID = "c0000"  # GRPO, the algorithm that everything is paired with
+# A candidate's numbers belong to the code that was proposed and checked.
+RESTORE_CODE = ("Restore it (the record of an archived candidate holds its text). `poise-hpc add` takes an edited package as another "
+                "candidate; `poise-hpc hold` lets this one rest")
 
 
 class Stage(StrEnum):

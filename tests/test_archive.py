@@ -107,6 +107,15 @@ def test_a_damaged_record_is_not_overwritten(campaign):
         archive.write(record(campaign), entry())
 
 
+def test_code_that_is_not_the_code_that_ran_is_noticed(campaign):
+    """A record that is whole and wrong: written by a version that did not compare."""
+    ran = entry().hashes
+    archive.write(record(campaign), entry(code={"algorithm.py": "x = 2\n"}, hashes=ran))
+    assert archive.verify(record(campaign)) == [
+        f"code/{name} is not the code that was checked and trained: its hash is another" for name in ("algorithm.py", "parts/helper.py")]
+    assert archive.verify_campaign(campaign)["c0007"][0].startswith("code/algorithm.py is not the code")
+
+
 def test_figures_must_be_finite(campaign):
     with pytest.raises(PoiseError, match="c0007: cannot be archived"):
         archive.write(record(campaign), entry(behaviour={"kl": float("nan")}))

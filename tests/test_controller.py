@@ -9,7 +9,8 @@ import pytest
 from helpers_campaign import campaign, noop_work
 from helpers_drive import Killed, Mortal, ShuffledCluster, archive_of, controller, drive, failing, finish, write_package
 
-from poise_hpc import files, orders, worker
+from poise_hpc import archive, files, orders, worker
+from poise_hpc.algorithms import load
 from poise_hpc.campaign import Campaign
 from poise_hpc.cluster import InlineCluster
 from poise_hpc.types import Outcome, PoiseError, Stage
@@ -384,6 +385,36 @@ def test_no_number_is_made_of_a_damaged_file(undisturbed, tmp_path, name, spoil)
     (root / "candidates" / "c0001" / "status.json").unlink()
     drive(root, InlineCluster(work))
     assert archive_of(root) == undisturbed
+
+
+@pytest.mark.parametrize("spoil", [lambda path: path.write_text(path.read_text() + "# better\n"), lambda path: path.unlink()], ids=["edit", "delete"])
+def test_no_code_is_archived_that_did_not_run(undisturbed, tmp_path, spoil):
+    """Edited between its training and its archiving; restored, the archive is the undisturbed one."""
+    root, before = campaign(tmp_path / "c", **SMALL).root, []
+
+    def work(attempt, job):
+        result, path = noop_work(attempt, job), root / "candidates" / "c0001" / "algorithm.py"
+        if attempt.name == "train-s1-1" and job["candidate"] == "c0001":
+            assert job["manifest"] == files.read_json(path.with_name("manifest.json")) == load.manifest(path.parent)
+            before.append(path.read_bytes())
+            spoil(path)
+        return result
+
+    with pytest.raises(files.CorruptFile, match=r"c0001/algorithm.py is (missing|not what its manifest says).* Restore it .*`poise-hpc add` takes"):
+        drive(root, InlineCluster(work))
+    assert "c0001" not in archive_of(root)
+    (root / "candidates" / "c0001" / "algorithm.py").write_bytes(before[0])
+    drive(root)
+    assert archive_of(root) == undisturbed
+
+
+def test_a_package_with_odd_line_ends_is_archived_as_it_ran(tmp_path):
+    created, package = campaign(tmp_path / "c", **TINY), write_package(tmp_path / "own")
+    (package / "algorithm.py").write_bytes((package / "algorithm.py").read_bytes().replace(b"\n", b"\r\n"))
+    orders.package(created, package, None)
+    drive(created.root)
+    assert archive_of(created.root)["c0001"]["code"]["algorithm.py"].count("\r\n") > 10
+    assert archive.verify_campaign(created.root) == {}
 
 
 def test_corrupt_job_files_are_named_with_the_cure(tmp_path):

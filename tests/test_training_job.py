@@ -190,5 +190,11 @@ def test_a_package_that_does_not_import_is_the_candidates_fault(stopped, tmp_pat
         job.run(spec, tmp_path)
 
 
+def test_no_other_code_is_trained_than_was_proposed(tmp_path):
+    (tmp_path / "algorithm.py").write_text(h.PACKAGE)
+    with pytest.raises(files.CorruptFile, match="algorithm.py is not what its manifest says"):
+        job.make_trainer(h.make_config(), {"package": str(tmp_path), "manifest": {"algorithm.py": "0" * 64}}, None)
+
+
 def test_snapshot_steps():
     assert job.snapshot_steps(h.make_config({"steps": 6}, evaluate={"at": [0.01, 0.5, 1.0]})) == {"0.01": 1, "0.5": 3, "1": 6}

@@ -80,7 +80,7 @@ def make_trainer(config: Config, job: dict[str, Any], ranks: Any) -> Any:
             raise PoiseError(f"the model {job['model']} lacks {', '.join(sorted(info['missing_keys'])[:5])}: it is not whole")
         return Policy(model, config.rollout.temperature, config.train.share_prompt, recompute)
 
-    algorithm = load(Path(job["package"]))
+    algorithm = load(Path(job["package"]), job.get("manifest"))
     engine = Engine(policy(config.train.gradient_checkpointing), config.train, config.model.dtype, ranks)
     reference = policy(False).requires_grad_(False) if "ref_logp" in algorithm.needs else None
     task = load_task(config, job.get("data_sha256"))
