@@ -4,6 +4,7 @@ Scores are a seeded function of (candidate, training seed), so a campaign's numb
 """
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -51,10 +52,11 @@ def evaluate(attempt: Path, job: dict[str, Any], config: configuration.Config) -
                        "correct": correct.tolist(), "valid": [b.samples] * b.problems, "truncated": [0] * b.problems,
                        "mean_length": [10.0] * b.problems, "seconds": 0.0}
             path = attempt / "elements" / f"{at:g}-{name}.json"
-            files.write_json(path, element, sync=False)
             if at == config.evaluate.at[-1]:
                 np.savez(path.with_suffix(".npz"), tokens=np.zeros(b.problems * b.samples, np.uint16),
                          offsets=np.arange(b.problems * b.samples + 1))
+                element["npz_sha256"] = hashlib.sha256(path.with_suffix(".npz").read_bytes()).hexdigest()
+            files.write_json(path, element, sync=False)
             names.append(f"elements/{path.name}")
     return names
 

@@ -365,8 +365,8 @@ def test_a_record_damaged_together_with_its_status(tmp_path):
     assert archive_of(root) == wanted
 
 
-@pytest.mark.parametrize("name", ["curves.jsonl", "elements/1-easy.json"])
-@pytest.mark.parametrize("spoil", [lambda raw: raw.replace(b"1", b"2", 1), lambda raw: raw[:-20], None], ids=["flip", "truncate", "delete"])
+@pytest.mark.parametrize("name", ["curves.jsonl", "elements/1-easy.json", "elements/1-easy.npz"])
+@pytest.mark.parametrize("spoil", [lambda raw: raw[:50] + bytes([raw[50] ^ 1]) + raw[51:], lambda raw: raw[:-20], None], ids=["flip", "truncate", "delete"])
 def test_no_number_is_made_of_a_damaged_file(undisturbed, tmp_path, name, spoil):
     def work(attempt, job):
         result = noop_work(attempt, job)
