@@ -87,7 +87,7 @@ class Candidate:
             "held_from": self.held_from, "forgiven": self.forgiven}, sync=sync)  # derivable: see Campaign.load
 
     def proposal(self) -> Proposal:
-        return Proposal.from_json(files.read_json(self.folder / "proposal.json"))
+        return stored_proposal(self.folder)
 
 
 class Campaign:
@@ -126,7 +126,8 @@ class Campaign:
     @classmethod
     def open(cls, root: Path) -> Campaign:
         root = Path(os.path.abspath(root))
-        meta = files.read_json(root / "campaign.json")
+        meta = _read_or_explain(root / "campaign.json", "Restore it from a copy; the records can be read, verified and rerun without it",
+                                format=int, created=(int, float), versions=dict, cache_dir=str)
         if meta is None:
             raise UsageError(f"{root} is no campaign: it has no campaign.json. `poise-hpc run {shlex.quote(str(root))}` creates one")
         if meta["format"] != FORMAT:
@@ -183,10 +184,7 @@ class Campaign:
             known = self.ids()
             has = f"it has {known[0]} to {known[-1]}" if known else "it has none yet"
             raise UsageError(f"{self.root.name} has no candidate {id}: {has}")
-        try:
-            status = files.read_json(folder / "status.json")
-        except files.CorruptFile:
-            status = None
+        status = read_status(folder)
         if status is None:  # lost in a power cut: its attempts' results lead it through the stages again
             return Candidate(id, folder, Stage.CHECK, attempts=load_attempts(folder), version=latest_version(folder))
         outcome, held = status["outcome"], status["held_from"]
@@ -198,7 +196,7 @@ class Campaign:
         return read_code(self.candidates / id)
 
     def proposal(self, id: str) -> Proposal:
-        return Proposal.from_json(files.read_json(self.candidates / id / "proposal.json"))
+        return stored_proposal(self.candidates / id)
 
     # --- write
 
@@ -281,19 +279,56 @@ def load_attempts(candidate: Path) -> list[Attempt]:
         if match and entry.is_dir():
             stage, unit, number = match.groups()
             path = Path(entry.path)
-            intent = _read_or_explain(path / "intent.json", f"Delete the folder {path}, and the stage is submitted again")
-            result = _read_or_explain(path / "result.json", "Delete it: the job then counts as lost and is repeated")
+            intent = _read_or_explain(path / "intent.json", f"Delete the folder {path}, and the stage is submitted again", name=str)
             if intent is None:
                 raise PoiseError(f"{path} has no intent.json. Delete the folder, and the stage is submitted again")
-            out.append(Attempt(path, Stage(stage), unit or "", int(number), intent, files.read_json(path / "submitted.json"), result))
+            out.append(Attempt(path, Stage(stage), unit or "", int(number), intent, read_submitted(path), read_result(path)))
     return sorted(out, key=lambda a: (a.stage, -1 if a.seed is None else a.seed, a.unit, a.number))
 
 
-def _read_or_explain(path: Path, cure: str) -> Any | None:
+def read_submitted(attempt: Path) -> dict[str, Any] | None:
+    return _read_or_explain(attempt / "submitted.json", "Delete it: the job is found again by its name", job_id=str)
+
+
+def read_result(attempt: Path) -> dict[str, Any] | None:
+    cure = "Delete it: the job then counts as lost and is repeated"
+    result = _read_or_explain(attempt / "result.json", cure, outcome=str, cause=str, message=str, payload=dict)
+    if result is not None and result["outcome"] not in set(Outcome):
+        raise files.CorruptFile(f"{attempt / 'result.json'} holds the outcome {result['outcome']!r}, which there is not. {cure}")
+    return result
+
+
+def read_status(candidate: Path) -> dict[str, Any] | None:
+    """None, too, if it was damaged: its attempts' results lead the candidate to its stage again."""
+    path = candidate / "status.json"
     try:
-        return files.read_json(path)
+        status = _read_or_explain(path, "", stage=str, cause=str, message=str, forgiven=list)
+        if status is not None:
+            Stage(status["stage"]), Stage(status["held_from"] or Stage.CHECK), Outcome(status["outcome"] or Outcome.SUCCEEDED)
+    except (files.CorruptFile, KeyError, ValueError):
+        return None
+    return status
+
+
+def stored_proposal(candidate: Path) -> Proposal:
+    cure = "Restore it; proposal.md beside it says the same"
+    data = _read_or_explain(candidate / "proposal.json", cure, name=str, parents=list, mechanisms=list, hypothesis=str, proposer=str)
+    try:
+        return Proposal.from_json(data or {})
+    except TypeError as error:  # a field too many, or one too few
+        raise files.CorruptFile(f"{candidate / 'proposal.json'} is no proposal ({error}). {cure}") from None
+
+
+def _read_or_explain(path: Path, cure: str, **fields: type | tuple[type, ...]) -> Any | None:
+    """A JSON object with these fields, or None if there is no such file; CorruptFile that ends with the cure."""
+    try:
+        data = files.read_json(path)
     except files.CorruptFile as error:
         raise files.CorruptFile(f"{error}. {cure}") from None
+    if data is not None and not (isinstance(data, dict) and all(isinstance(data.get(name), type) for name, type in fields.items())):
+        raise files.CorruptFile(f"{path} is JSON, but not what was written there: an object{' with ' * bool(fields)}{', '.join(fields)} was wanted, "
+                                f"got {files.dumps(data)[:80]}. {cure}")
+    return data
 
 
 def latest_version(candidate: Path) -> int:
@@ -304,7 +339,9 @@ def latest_version(candidate: Path) -> int:
 
 def read_code(folder: Path) -> dict[str, str]:
     """The package in a folder, file name -> text; CorruptFile if it is not what its manifest says."""
-    manifest = files.read_json(folder / "manifest.json")
+    manifest = _read_or_explain(folder / "manifest.json", RESTORE_CODE)
+    if manifest is None:
+        raise files.CorruptFile(f"{folder / 'manifest.json'} is missing. {RESTORE_CODE}")
     return {name: raw.decode() for name, raw in files.read_listed(folder, manifest, RESTORE_CODE).items()}
 
 

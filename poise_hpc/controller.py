@@ -15,7 +15,7 @@ from typing import Any
 from . import files, jobspec, orders, packages, recording, reviewing
 from .agent.base import Author, Proposer
 from .archive import ArchiveView
-from .campaign import Attempt, Campaign, Candidate
+from .campaign import Attempt, Campaign, Candidate, read_result, read_submitted
 from .cluster import Cluster, Gone, Submitted
 from .lifecycle import AFTER_REVIEW, RESTING, THINKING, next_stage
 from .proposing import Proposing
@@ -96,7 +96,7 @@ class Controller:
         """Read results that have appeared; notice jobs that ended without one."""
         moved, missing = False, []
         for candidate, attempt in self.in_flight():
-            attempt.result = files.read_json(attempt.folder / "result.json")
+            attempt.result = read_result(attempt.folder)
             if attempt.result is None:
                 missing.append((candidate, attempt))
             else:
@@ -113,7 +113,7 @@ class Controller:
         moved = False
         for candidate, attempt in missing:
             if attempt.submitted is None:
-                attempt.submitted = files.read_json(attempt.folder / "submitted.json") or self.adopt(candidate, attempt)
+                attempt.submitted = read_submitted(attempt.folder) or self.adopt(candidate, attempt)
         alive = self.cluster.alive([self.submitted(a) for _, a in missing])
         for candidate, attempt in missing:
             news = alive[attempt.folder]
@@ -122,7 +122,7 @@ class Controller:
                 files.create_exclusive(attempt.folder / "result.json", VANISHED | {
                     "outcome": gone.outcome, "cause": gone.cause, "message": gone.message})
                 # The job's own result, if it came between our two looks, stands: creation is exclusive.
-                attempt.result = files.read_json(attempt.folder / "result.json")
+                attempt.result = read_result(attempt.folder)
                 self.note_end(candidate, attempt)
                 moved = True
         return moved

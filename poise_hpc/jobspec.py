@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from . import files
-from .campaign import Attempt, Campaign, Candidate, load_attempts, seed_of
+from .campaign import Attempt, Campaign, Candidate, load_attempts, read_status, seed_of
 from .config import Config
 from .types import Outcome, Stage
 
@@ -19,10 +19,7 @@ def home(campaign: Campaign) -> Candidate:
     """The campaign's own pseudo-candidate. Its stage goes from PREPARE to ARCHIVED (or HELD)."""
     folder = campaign.root / HOME
     folder.mkdir(exist_ok=True)
-    try:
-        status = files.read_json(folder / "status.json")
-    except files.CorruptFile:  # its attempts' results lead it to its stage again
-        status = None
+    status = read_status(folder)
     candidate = Candidate(HOME, folder, Stage.PREPARE, attempts=load_attempts(folder))
     if status is not None:
         candidate.stage, candidate.forgiven = Stage(status["stage"]), status["forgiven"]

@@ -13,7 +13,7 @@ from typing import Any
 
 from . import files
 from .agent.base import Draft, DraftRejected
-from .campaign import Campaign, Candidate, latest_version, read_code
+from .campaign import Campaign, Candidate, latest_version, read_code, stored_proposal
 from .types import CandidateError, Outcome, Proposal, Stage, UsageError
 
 
@@ -93,7 +93,7 @@ def read(candidate: Path, version: int) -> Draft:
     """Proposal and package of one version of a candidate."""
     kept = candidate / "versions" / str(version)
     folder = kept if kept.is_dir() else candidate
-    return Draft(Proposal.from_json(files.read_json(folder / "proposal.json")), read_code(folder))
+    return Draft(stored_proposal(folder), read_code(folder))
 
 
 def revise(candidate: Candidate, version: int, draft: Draft) -> None:

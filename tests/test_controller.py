@@ -9,7 +9,7 @@ import pytest
 from helpers_campaign import campaign, noop_work
 from helpers_drive import Killed, Mortal, ShuffledCluster, archive_of, controller, drive, failing, finish, write_package
 
-from poise_hpc import archive, files, orders, worker
+from poise_hpc import archive, files, orders, packages, worker
 from poise_hpc.algorithms import load
 from poise_hpc.campaign import Campaign
 from poise_hpc.cluster import InlineCluster
@@ -344,11 +344,12 @@ def test_a_damaged_record_is_restored_from_its_folder(undisturbed, tmp_path, dam
     assert "record restored" in (root / "events.log").read_text()
 
 
-def test_lost_status_files_are_derived_again(undisturbed, tmp_path):
+@pytest.mark.parametrize("text", ["", "[]", '{"id": "c0001"}', '"archived"', None])
+def test_lost_status_files_are_derived_again(undisturbed, tmp_path, text):
     root = campaign(tmp_path / "c", **SMALL).root
     drive(root)
     for path in [*root.glob("candidates/*/status.json"), root / "prepare" / "status.json"]:
-        path.write_bytes(b"")
+        path.write_text(text if text is not None else path.read_text().replace("archived", "archivad"))
     (root / "records" / "c0003.h5").unlink()
     drive(root)
     assert archive_of(root) == undisturbed
@@ -423,10 +424,26 @@ def test_corrupt_job_files_are_named_with_the_cure(tmp_path):
     while "c0001" not in driven.active or not driven.active["c0001"].attempts:
         driven.step()
     attempt = driven.active["c0001"].attempts[0].folder
-    (attempt / "result.json").write_text('{"outcome": "succ')
-    with pytest.raises(files.CorruptFile, match="Delete it: the job then counts as lost and is repeated"):
-        Campaign.open(root).load("c0001")
+    for text in ('{"outcome": "succ', "[]", '{"outcome": "succeeded"}', '{"outcome": "succeedad", "cause": "", "message": "", "payload": {}}'):
+        (attempt / "result.json").write_text(text)
+        with pytest.raises(files.CorruptFile, match="result.json .*Delete it: the job then counts as lost and is repeated"):
+            Campaign.open(root).load("c0001")
+        with pytest.raises(files.CorruptFile, match="result.json .*Delete it: the job then counts as lost and is repeated"):
+            driven.collect()
     (attempt / "result.json").unlink()
+    submitted = (attempt / "submitted.json").read_text()
+    for text in ("{", "[]", "{}"):
+        (attempt / "submitted.json").write_text(text)
+        with pytest.raises(files.CorruptFile, match="submitted.json .*Delete it: the job is found again by its name"):
+            Campaign.open(root).load("c0001")
+    (attempt / "submitted.json").write_text(submitted)
+    for name, cure in (("proposal", "proposal.md beside it says the same"), ("manifest", "Restore it")):
+        path = attempt.parents[1] / f"{name}.json"
+        before = path.read_text()
+        path.write_text("[]")
+        with pytest.raises(files.CorruptFile, match=f"{name}.json is JSON, but not what was written there.* {cure}"):
+            packages.read(attempt.parents[1], 1)
+        path.write_text(before)
     (attempt / "intent.json").unlink()
     with pytest.raises(PoiseError, match="has no intent.json. Delete the folder"):
         Campaign.open(root).load("c0001")
