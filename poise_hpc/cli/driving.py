@@ -110,8 +110,8 @@ def stop_on_signal(controller: Any) -> None:
     """Ctrl-C, TERM and a closed terminal: ask this host's jobs to save and stop (a scheduler's go on), then leave. The next `run` goes on from there."""
     def leave(number: int, frame: Any) -> None:
         running = [controller.submitted(a) for _, a in controller.in_flight()] if controller.cluster.on_this_host else []
-        controller.cluster.cancel(running)
-        controller.event("campaign", "stopped", f"by signal {number}; {len(running)} jobs asked to save and stop")
+        asked = controller.cluster.cancel(running) or 0
+        controller.event("campaign", "stopped", f"by signal {number}; {asked} jobs asked to save and stop")
         raise SystemExit(128 + number)
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
