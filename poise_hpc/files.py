@@ -12,6 +12,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,32 @@ class CorruptFile(PoiseError):
     """A file that should be whole is not."""
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError in here names the file: those of a write do not."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
+
+
+def full(error: BaseException) -> bool:
+    """Is it a disk or a quota that is used up? Libraries in other languages have types of their own for it."""
+    if isinstance(error, OSError):
+        return error.errno in FULL
+    return any(f"os error {number})" in str(error) or os.strerror(number) in str(error) for number in FULL)
+
+
 def write_atomic(path: Path, data: bytes | str, *, sync: bool = True) -> None:
     """Write a whole file or none. `sync=False` skips fsync: safe against a killed process, not a power cut."""
     raw = data.encode() if isinstance(data, str) else data
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}.tmp")
     try:
-        with open(temporary, "wb") as f:
+        with naming(path), open(temporary, "wb") as f:
             f.write(raw)
             if sync:
                 f.flush()
@@ -87,17 +108,18 @@ def create_exclusive(path: Path, data: Any) -> bool:
 
 def append_line(path: Path, data: Any, *, sync: bool = False) -> None:
     """Append one JSON line with a single write, after closing a line that a killed writer left open."""
-    fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        size = os.fstat(fd).st_size
-        torn = size > 0 and os.pread(fd, 1, size - 1) != b"\n"
-        line = (b"\n" if torn else b"") + dumps(data).encode() + b"\n"
-        if (written := os.write(fd, line)) != len(line):  # a full disk or a quota takes a part without an error
-            raise OSError(errno.ENOSPC, f"only {written} of {len(line)} bytes could be written", str(path))
-        if sync:
-            os.fsync(fd)
-    finally:
-        os.close(fd)
+    with naming(path):
+        fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            size = os.fstat(fd).st_size
+            torn = size > 0 and os.pread(fd, 1, size - 1) != b"\n"
+            line = (b"\n" if torn else b"") + dumps(data).encode() + b"\n"
+            if (written := os.write(fd, line)) != len(line):  # a full disk or a quota takes a part without an error
+                raise OSError(errno.ENOSPC, f"only {written} of {len(line)} bytes could be written")
+            if sync:
+                os.fsync(fd)
+        finally:
+            os.close(fd)
 
 
 def read_lines(path: Path) -> Iterator[Any]:

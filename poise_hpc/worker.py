@@ -150,7 +150,8 @@ def run(job: dict[str, Any], attempt: Path) -> dict[str, Any]:
         traceback.print_exc()
         if isinstance(error, SystemExit | KeyboardInterrupt | GeneratorExit) and raised_in(error, job.get("package")):
             return {"outcome": Outcome.CANDIDATE_ERROR, "cause": "exited", "message": f"it raised {type(error).__name__}", "payload": {}}
-        return {"outcome": Outcome.INFRA_ERROR, "cause": type(error).__name__, "message": str(error)[:2000], "payload": {}}
+        cause = "disk-full" if files.full(error) else type(error).__name__
+        return {"outcome": Outcome.INFRA_ERROR, "cause": cause, "message": str(error)[:2000], "payload": {}}
 
 
 def hashes(attempt: Path, names: list[str]) -> dict[str, str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import helpers_jobs as h
 import pytest
 
-from poise_hpc import files, isolation, jobs
+from poise_hpc import files, isolation, jobs, worker
 from poise_hpc.types import Outcome
 
 NASTY = "it's a \"job\" in\n$HOME %j-ünï-ço∂é"
@@ -264,9 +264,23 @@ def test_a_full_disk_is_an_infrastructure_error(tmp_path):
         attempt = h.write_job(disk / "a", "fills", str(disk / "a" / "big"))
         result = ended(start(attempt), attempt)
         assert result is None or (result["outcome"] == Outcome.INFRA_ERROR and "No space left" in result["message"])
+        assert result is None or result["cause"] in ("disk-full", "supervisor")  # whoever needs the room first
         assert (attempt / "result.json").exists() or not list(attempt.glob("result*"))  # whole or not at all
     finally:
-        subprocess.run(["umount", str(disk)], check=True)
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)  # its worker may be about to die
+
+
+def test_what_a_library_of_another_language_calls_a_full_disk(tmp_path, monkeypatch):
+    class SafetensorError(Exception):  # no OSError, as the real one
+        pass
+
+    def saves(job, attempt):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(worker, "work_of_a_test", saves, raising=False)
+    monkeypatch.setitem(worker.WORK, "train", "poise_hpc.worker:work_of_a_test")
+    result = worker.run({"kind": "train"}, tmp_path)
+    assert (result["outcome"], result["cause"]) == (Outcome.INFRA_ERROR, "disk-full") and "os error 28" in result["message"]
 
 
 def _read(path: Path) -> str:
