@@ -126,7 +126,7 @@ class Campaign:
     @classmethod
     def open(cls, root: Path) -> Campaign:
         root = Path(os.path.abspath(root))
-        meta = _read_or_explain(root / "campaign.json", "Restore it from a copy; the records can be read, verified and rerun without it",
+        meta = _read_or_explain(root / "campaign.json", "Restore it from a copy. If there is none, move it away: `leaderboard`, `show`, `rerun` and `archive` do without it",
                                 format=int, created=(int, float), versions=dict, cache_dir=str)
         if meta is None:
             raise UsageError(f"{root} is no campaign: it has no campaign.json. `poise-hpc run {shlex.quote(str(root))}` creates one")
@@ -171,9 +171,9 @@ class Campaign:
         return self._resolved[1]
 
     def ids(self) -> list[str]:
-        """Every candidate, in order."""
-        return sorted((e.name for e in os.scandir(self.candidates) if re.fullmatch(r"c\d{4,}", e.name)),
-                      key=lambda id: int(id[1:]))
+        """Every candidate, in order; none where only the records were kept."""
+        found = os.scandir(self.candidates) if self.candidates.is_dir() else ()
+        return sorted((e.name for e in found if re.fullmatch(r"c\d{4,}", e.name)), key=lambda id: int(id[1:]))
 
     def archived_ids(self) -> set[str]:
         return {e.name.removesuffix(".h5") for e in os.scandir(self.records) if re.fullmatch(r"c\d{4,}\.h5", e.name)}

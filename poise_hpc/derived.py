@@ -38,7 +38,7 @@ class Plan:
 
 def plan(kind: str, origin: Campaign, id: str, seeds: int | None, config_file: Path | None) -> Plan:
     """What `create` would make; writes nothing."""
-    path = origin.records / f"{id}.h5"
+    path = Path(origin.meta.get("record", origin.records / f"{id}.h5"))
     if not path.exists():
         raise UsageError(f"{id} has no archive entry in {origin.root}; `poise-hpc leaderboard {origin.word}` lists those that have")
     entry = read(path)
@@ -54,7 +54,7 @@ def plan(kind: str, origin: Campaign, id: str, seeds: int | None, config_file: P
         if not root.exists():
             break
         existing = Campaign.open(root)
-        if existing.config == config and existing.meta["origin"] == {"kind": kind, "id": id}:
+        if existing.config == config and existing.meta["origin"] == made_from(kind, origin, id):
             break
     return Plan(entry, root, config)
 
@@ -74,7 +74,12 @@ def create(kind: str, origin: Campaign, id: str, seeds: int | None, config_file:
         if (origin.root / "site.yaml").exists():
             shutil.copyfile(origin.root / "site.yaml", folder / "site.yaml")
 
-    return Campaign.create(planned.root, planned.config, fill, cache_dir=origin.meta["cache_dir"], origin={"kind": kind, "id": entry.id})
+    return Campaign.create(planned.root, planned.config, fill, cache_dir=origin.meta["cache_dir"], origin=made_from(kind, origin, entry.id))
+
+
+def made_from(kind: str, origin: Campaign, id: str) -> dict[str, str]:
+    """What a derived campaign says of itself; "record" only where that lies in no campaign."""
+    return {"kind": kind, "id": id} | ({"record": origin.meta["record"]} if "record" in origin.meta else {})
 
 
 def settings(kind: str, config: configuration.Config, entry: Entry, seeds: int | None) -> configuration.Config:
@@ -120,7 +125,8 @@ def report(kind: str, campaign: Campaign) -> dict[str, Any]:
     """The derived leaderboard; for `rerun`, the comparison with the original record."""
     data = views.leaderboard(campaign) | {"kind": kind, "origin": campaign.meta["origin"]}
     if kind == "rerun":
-        old = read(campaign.root.parent.parent / "records" / f"{campaign.meta['origin']['id']}.h5")
+        made = campaign.meta["origin"]
+        old = read(Path(made.get("record", campaign.root.parent.parent / "records" / f"{made['id']}.h5")))
         new_path = campaign.records / "c0000.h5"
         if new_path.exists():
             data["comparison"] = compare(old, read(new_path))

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from . import files
-from .archive import ArchiveView
+from .archive import ArchiveView, read
 from .campaign import Campaign, Candidate, load_attempts
 from .types import BASELINE_ID, EntrySummary, Outcome, Stage
 
@@ -103,8 +103,10 @@ def leaderboard(campaign: Campaign) -> dict[str, Any]:
 
 def show(campaign: Campaign, id: str) -> dict[str, Any]:
     folder = campaign.candidates / id
-    candidate = campaign.load(id)
     entry = next((e for e in ArchiveView.load(campaign.root).entries if e.id == id), None)
+    if entry is not None and not folder.is_dir():
+        return shown_record(campaign, entry)
+    candidate = campaign.load(id)
     if entry is not None:
         row, stage = archived_row(entry), Stage.ARCHIVED
     else:
@@ -115,6 +117,16 @@ def show(campaign: Campaign, id: str) -> dict[str, Any]:
             "score": vars(entry.score) if entry and entry.score else None,
             "attempts": [{"name": a.name, "outcome": a.outcome, "cause": a.result["cause"] if a.result else None,
                           "run_seconds": a.result.get("run_seconds") if a.result else None} for a in candidate.attempts]}
+
+
+def shown_record(campaign: Campaign, summary: EntrySummary) -> dict[str, Any]:
+    """`show` of a candidate whose folder is gone."""
+    path = campaign.records / f"{summary.id}.h5"
+    entry = read(path)
+    named = [(f"{a['stage']}{'' if a['seed'] is None else '-s' + str(a['seed'])}-{a['number']}", a) for a in entry.attempts]
+    return {**archived_row(summary), "proposal": entry.proposal, "pick": entry.pick, "reflection": entry.reflection, "message": entry.message,
+            "folder": None, "record": str(path), "score": entry.score,
+            "attempts": [{"name": name, "outcome": a["outcome"], "cause": a["cause"], "run_seconds": a["run_seconds"]} for name, a in named]}
 
 
 # --- text
@@ -189,7 +201,7 @@ def show_text(data: dict[str, Any]) -> str:
     if data["reflection"]:
         lines += [f"verdict      {data['reflection']['verdict']} (by {data['reflection']['author']})", data["reflection"]["text"]]
     lines += [f"attempt      {a['name']}  {a['outcome'] or 'in flight'}  {a['cause'] or ''}".rstrip() for a in data["attempts"]]
-    lines.append(f"folder       {data['folder']}" + (f"\nrecord       {data['record']}" if data["record"] else ""))
+    lines += [f"{what:<12} {data[what]}" for what in ("folder", "record") if data[what]]
     return "\n".join(lines)
 
 

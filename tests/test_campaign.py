@@ -45,7 +45,7 @@ def test_what_is_no_campaign_is_named(tmp_path):
     with pytest.raises(UsageError, match="has campaign format 9; this version reads 1"):
         Campaign.open(created.root)
     meta.write_text("{")
-    with pytest.raises(files.CorruptFile, match="campaign.json is not valid JSON.* Restore it from a copy; the records can"):
+    with pytest.raises(files.CorruptFile, match="campaign.json is not valid JSON.* Restore it from a copy"):
         Campaign.open(created.root)
 
 
