@@ -5,7 +5,7 @@ import shlex
 import time
 from typing import Any
 
-from . import files
+from . import eta, files
 from .archive import ArchiveView, read
 from .campaign import Campaign, Candidate, load_attempts
 from .types import BASELINE_ID, EntrySummary, Outcome, Stage
@@ -32,6 +32,8 @@ def status(campaign: Campaign, now: float | None = None, spending: bool = True) 
     spent = [e.run_seconds for e in archive.entries]
     # Of what is not archived yet, begun or not: each as costly as those that are. `poise-hpc plan` knows more.
     left = (expected - len(archived)) * sum(spent) / len(spent) / 3600 if spent else None
+    at_work = [r for c in [home, *active] for r in running(c, now)]
+    soon = eta.campaign_left(campaign, archive.entries, active, at_work, expected - len(rows)) if home.stage == Stage.ARCHIVED else None
     return {
         "campaign": str(campaign.root), "home": home.stage,
         "done": home.stage == Stage.ARCHIVED and bool(why) and not active, "proposing_ended": why,
@@ -39,9 +41,9 @@ def status(campaign: Campaign, now: float | None = None, spending: bool = True) 
         "budget": {"candidates": wanted, "proposed": made, "archived": len(archived),
                    "expected": expected, "run_hours": round(seconds / 3600, 4), "run_hours_left": None if left is None else round(left, 4),
                    "run_hours_limit": budget.run_hours, "wall_clock_min": round((now - campaign.meta["created"]) / 60, 1),
-                   "wall_clock_min_limit": budget.wall_clock_min},
+                   "wall_clock_min_limit": budget.wall_clock_min, "eta_s": None if soon is None else round(soon, 1)},
         "inbox": [path.name.partition("-")[2] or path.name for path in inbox(campaign)],
-        "running": [r for c in [home, *active] for r in running(c, now)],
+        "running": at_work,
         "problems": [f"{id}: {text}" for id, text in archive.problems.items()],
         "candidates": rows} | ({"llm": llm_spending(campaign)} if spending and (campaign.root / "llm.jsonl").exists() else {})
 
@@ -83,13 +85,12 @@ def running(candidate: Candidate, now: float) -> list[dict[str, Any]]:
     for attempt in candidate.attempts:
         if attempt.result is None:
             claim = files.read_json(attempt.folder / "claim-0.json")
-            progress = files.read_json(attempt.folder / "progress.json") or {}
+            progress = eta.read_progress(attempt.folder)
             step, total = progress.get("step", 0), progress.get("total", 0)
-            elapsed = now - claim["time"] if claim else 0.0
-            eta = elapsed * (total - step) / step if step else None
+            elapsed, left = now - claim["time"] if claim else 0.0, eta.job_left(progress)
             rows.append({"candidate": candidate.id, "attempt": attempt.name, "state": "running" if claim else "queued",
                          "stage": progress.get("stage", ""), "step": step, "total": total, "elapsed_s": round(elapsed, 1),
-                         "eta_s": None if eta is None else round(eta, 1), "figures": progress.get("figures", {})})
+                         "eta_s": None if left is None else round(left, 1), "figures": progress.get("figures", {})})
     return rows
 
 
@@ -170,9 +171,9 @@ def status_text(data: dict[str, Any]) -> str:
 def progress_text(r: dict[str, Any]) -> str:
     if r["state"] == "queued":
         return f"{r['candidate']}  {r['attempt']}  queued"
-    eta = f"  ETA {r['eta_s']:.0f} s" if r["eta_s"] is not None else ""
+    left = f"  ETA {r['eta_s']:.0f} s" if r["eta_s"] is not None else ""
     at = f"{r['stage']} {r['step']}/{r['total']}" if r["total"] else "starts"
-    return f"{r['candidate']}  {r['attempt']}  {at}  {r['elapsed_s']:.0f} s{eta}"
+    return f"{r['candidate']}  {r['attempt']}  {at}  {r['elapsed_s']:.0f} s{left}"
 
 
 def leaderboard_text(data: dict[str, Any]) -> str:

@@ -59,6 +59,7 @@ class StopFlag:
 _stop = StopFlag()
 _attempt: Path | None = None
 _last_write = 0.0
+_since: tuple[str, int, int, float] = ("", 0, 0, 0.0)  # stage and total; the step and the time at which it began here
 
 
 def stop_requested() -> bool:
@@ -67,12 +68,15 @@ def stop_requested() -> bool:
 
 def progress(stage: str, step: int, total: int, **figures: float | str) -> None:
     """Say how far this process is. Cheap: at most one small file every half second, and the last step."""
-    global _last_write
+    global _last_write, _since
     now = time.monotonic()
+    if _since[:2] != (stage, total):
+        _since = (stage, total, step, now)
     if _attempt is None or int(os.environ.get("RANK", "0")) != 0 or (now - _last_write < 0.5 and step < total):
         return
     _last_write = now
-    files.write_json(_attempt / "progress.json", {"stage": stage, "step": step, "total": total, "figures": figures}, sync=False)
+    files.write_json(_attempt / "progress.json", {"stage": stage, "step": step, "total": total, "figures": figures,
+                                                  "since": {"step": _since[2], "seconds": round(now - _since[3], 3)}}, sync=False)
 
 
 def main(attempt_dir: str) -> int:

@@ -124,8 +124,7 @@ class Progress:
 
     def __init__(self, campaign: Any, quiet: bool, every_s: float = 5.0):
         self.campaign, self.quiet, self.every_s = campaign, quiet, every_s
-        self.last = self.begun = time.monotonic()
-        self.archived_at_start: int | None = None
+        self.last = time.monotonic()
 
     def __call__(self) -> None:
         now = time.monotonic()
@@ -136,11 +135,7 @@ class Progress:
 
         data = views.status(self.campaign, spending=False)
         b = data["budget"]
-        if self.archived_at_start is None:
-            self.archived_at_start = b["archived"]
-        done = b["archived"] - self.archived_at_start
-        left = b["expected"] - b["archived"]
-        eta = f"  campaign ETA {(now - self.begun) * left / done / 60:.1f} min" if done else ""
+        eta = f"  campaign ETA {b['eta_s'] / 60:.1f} min" if b["eta_s"] is not None else ""
         jobs = "; ".join(views.progress_text(r) for r in data["running"])
         click.echo(f"  .. archived {b['archived']}/{b['expected']}{eta}  |  {jobs}")
 
