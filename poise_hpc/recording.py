@@ -97,6 +97,7 @@ class Recorder:
             pick=files.read_json(candidate.folder / "pick.json") or {},
             checks=(files.read_json(check[-1].folder / "checks.json") or {}).get("checks", []) if check else [],
             attempts=[attempt_row(a) for a in candidate.attempts], timings=timings(trained), score=vars(score) if score else None,
+            vocabulary=jobspec.prepared(jobspec.home(campaign)).get("vocabulary", {}),  # none from a campaign of an earlier version
             behaviour=own.behaviour, reflection=files.read_json(reflection), curve_names=names, curve_steps=steps, curve_values=values,
             evaluations=evaluations, completion_tokens=tokens, completion_offsets=offsets)
 

@@ -25,7 +25,7 @@ def noop_work(attempt: Path, job: dict[str, Any]) -> dict[str, Any]:
     payload: dict[str, Any] = {}
     config = configuration.parse(job["config"])
     if job["kind"] == "prepare":
-        payload = {"model": "/nowhere", "model_sha256": "0" * 64, "data_sha256": "1" * 64}
+        payload = {"model": "/nowhere", "model_sha256": "0" * 64, "data_sha256": "1" * 64, "vocabulary": {"symbols": ["a"]}}
     elif job["kind"] == "check":
         files.write_json(attempt / "checks.json", {"checks": [{"name": "shapes", "passed": True, "message": "", "seconds": 0.0}]}, sync=False)
     elif job["kind"] == "train":

@@ -59,6 +59,16 @@ def test_what_is_written_is_read(campaign):
     assert archive.summary(written).record_sha256 == digest
 
 
+def test_a_record_of_an_earlier_version_is_read(campaign, monkeypatch):
+    """It lacks what was added since: these fields are empty, and nothing is wrong with it."""
+    added = ("vocabulary",)
+    with monkeypatch.context() as before:
+        before.setattr(archive, "SCALARS", tuple(name for name in archive.SCALARS if name not in added))
+        archive.write(record(campaign), entry())
+    assert_same(archive.read(record(campaign)), entry(vocabulary={}))
+    assert archive.verify(record(campaign)) == [] and ArchiveView.load(campaign).entries[0].id == "c0007"
+
+
 def test_a_failed_candidate_without_curves(campaign):
     failed = entry(outcome=Outcome.CANDIDATE_ERROR, cause="raised", score=None, **{
         name: f.default_factory() for name, f in Entry.__dataclass_fields__.items() if isinstance(f.type, str) and f.type == "np.ndarray"})

@@ -43,6 +43,10 @@ def test_the_order_in_which_jobs_end_changes_nothing(undisturbed, tmp_path, seed
     assert numbers(archive_of(root)) == numbers(undisturbed)
 
 
+def test_a_record_says_how_its_completions_are_read(undisturbed):
+    assert all(e["vocabulary"] == {"symbols": ["a"]} for e in undisturbed.values())  # what the prepare job said
+
+
 def test_the_window_rule(tmp_path):
     """Candidate k waits for 1 .. k - window, sees exactly these, and counts the rest as pending."""
     root = campaign(tmp_path / "c", search={"candidates": 6, "window": 2, "train_seeds": [0]}).root
