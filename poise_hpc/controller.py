@@ -252,7 +252,7 @@ class Controller:
             thought = self.thinking.ask(candidate.id, "reflect", lambda: partial(self.proposer.reflect, self.recorder.facts(candidate)))
             if thought is None:
                 return False
-            files.write_json(path, thought.result().to_json())
+            files.write_json(path, thought.result().to_json() | {"written": self.clock()})  # the file's own time is lost in a copy
         return True
 
     def archive_it(self, candidate: Candidate) -> bool:

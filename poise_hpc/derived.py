@@ -140,8 +140,8 @@ def compare(old: Entry, new: Entry) -> dict[str, Any]:
     def score(entry: Entry) -> Any:  # without the difference to the baseline, which the rerun itself is
         return {k: v for k, v in (entry.score or {}).items() if not k.startswith("delta")}
 
-    changed = {k: [old.versions.get(k), new.versions.get(k)] for k in sorted(old.versions.keys() | new.versions.keys())
-               if old.versions.get(k) != new.versions.get(k)}
+    changed = {k: [old.versions[k], new.versions[k]] for k in sorted(old.versions.keys() & new.versions.keys())
+               if old.versions[k] != new.versions[k]}  # earlier versions recorded less
     return {"identical_curves": old.curve_names == new.curve_names and bool(numpy.array_equal(old.curve_values, new.curve_values, equal_nan=True)),
             "identical_evaluations": bool(numpy.array_equal(old.evaluations, new.evaluations)),
             "identical_completions": bool(numpy.array_equal(old.completion_tokens, new.completion_tokens)),
@@ -156,7 +156,7 @@ def report_text(data: dict[str, Any]) -> str:
         c = data["comparison"]
         same = all(value for key, value in c.items() if key.startswith("identical")) and not c["hashes_changed"]
         text += f"\nrerun of {data['origin']['id']}: " + ("every curve, completion, score and weight came again, bit for bit" if same else
-            f"numbers differ: overall {c['overall'][0]} then {c['overall'][1]}; versions changed: {c['versions_changed'] or 'none'}; "
+            f"numbers differ: overall {c['overall'][0]} then {c['overall'][1]}; versions or machine changed: {c['versions_changed'] or 'none'}; "
             f"hashes changed: {c['hashes_changed'] or 'none'}")
     return text
 

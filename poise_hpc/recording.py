@@ -87,18 +87,20 @@ class Recorder:
         score = self.score(candidate)
         evaluations, tokens, offsets = tables.evaluation_tables(e for seed, found in own.elements.items() for e in completions(seed, found))
         check = candidate.of(Stage.CHECK, "")
-        reflection = candidate.folder / "reflection.json"
+        path = candidate.folder / "reflection.json"
+        reflection = files.read_json(path)
+        written = reflection.pop("written", None) or path.stat().st_mtime  # an earlier version's has none
         return Entry(
             id=candidate.id, name=proposal.name, parents=proposal.parents, proposer=proposal.proposer, proposal=proposal.to_json(),
             outcome=candidate.outcome or Outcome.CANDIDATE_ERROR, cause=candidate.cause, message=candidate.message,
-            created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(reflection.stat().st_mtime)),
+            created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(written)),
             config=(campaign.root / "config.yaml").read_text(), code=campaign.code(candidate.id), seeds=tuple(int(seed) for seed in own.curves),
-            versions=campaign.meta["versions"], hashes=hashes(campaign, candidate, trained),
+            versions=versions(campaign, trained), hashes=hashes(campaign, candidate, trained),
             pick=files.read_json(candidate.folder / "pick.json") or {},
             checks=(files.read_json(check[-1].folder / "checks.json") or {}).get("checks", []) if check else [],
             attempts=[attempt_row(a) for a in candidate.attempts], timings=timings(trained), score=vars(score) if score else None,
             vocabulary=jobspec.prepared(jobspec.home(campaign)).get("vocabulary", {}),  # none from a campaign of an earlier version
-            behaviour=own.behaviour, reflection=files.read_json(reflection), curve_names=names, curve_steps=steps, curve_values=values,
+            behaviour=own.behaviour, reflection=reflection, curve_names=names, curve_steps=steps, curve_values=values,
             evaluations=evaluations, completion_tokens=tokens, completion_offsets=offsets)
 
 
@@ -154,6 +156,15 @@ def hashes(campaign: Campaign, candidate: Candidate, trained: list[Attempt]) -> 
     weights = {f"weights-s{a.seed}": a.result["payload"]["weights_sha256"] for a in trained if a.result}
     return {"model": home["model_sha256"], "data": home["data_sha256"], **weights} | {
         f"code:{name}": digest for name, digest in files.read_json(candidate.folder / "manifest.json").items()}
+
+
+def versions(campaign: Campaign, trained: list[Attempt]) -> dict[str, str]:
+    """Of the campaign's environment, and of the training jobs' own with their machine; several where seeds ran on different ones."""
+    found: dict[str, set[str]] = {}
+    for attempt in trained:
+        for name, value in (attempt.result or {})["payload"].get("versions", {}).items():
+            found.setdefault(name, set()).add(value)
+    return campaign.meta["versions"] | {name: " or ".join(sorted(values)) for name, values in found.items() if name != "poise_hpc"}
 
 
 def attempt_row(attempt: Attempt) -> dict[str, Any]:

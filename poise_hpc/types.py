@@ -99,7 +99,7 @@ class Reflection:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Reflection:
-        return cls(**data | {"symptoms": tuple(data.get("symptoms", ()))})
+        return cls(**{k: v for k, v in data.items() if k != "written"} | {"symptoms": tuple(data.get("symptoms", ()))})
 
 
 @dataclass(frozen=True)

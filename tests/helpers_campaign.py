@@ -34,7 +34,7 @@ def noop_work(attempt: Path, job: dict[str, Any]) -> dict[str, Any]:
         (attempt / "curves.jsonl").write_text("".join(
             json.dumps({"step": i} | dict(zip(KEYS, row, strict=True))) + "\n" for i, row in enumerate(values.tolist())))
         payload = {"steps": config.train.steps, "snapshots": {f"{at:g}": f"snapshots/{at:g}" for at in config.evaluate.at},
-                   "weights_sha256": "2" * 64, "timings": {"rollout": 1.0, "update": 2.0}, "versions": {}}
+                   "weights_sha256": "2" * 64, "timings": {"rollout": 1.0, "update": 2.0}, "versions": {"cpu": "model A", "torch": "9"}}
     if "purpose" in job:
         payload |= {"elements": evaluate(attempt, job, config)}
     return {"outcome": Outcome.SUCCEEDED, "cause": "", "message": "", "payload": payload, "walls": {}}

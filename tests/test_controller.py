@@ -2,8 +2,10 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
+import shutil
 
 import pytest
 from helpers_campaign import campaign, noop_work
@@ -357,6 +359,25 @@ def test_lost_status_files_are_derived_again(undisturbed, tmp_path, text):
     (root / "records" / "c0003.h5").unlink()
     drive(root)
     assert archive_of(root) == undisturbed
+
+
+def test_a_record_restored_from_a_copy_is_the_same_to_the_byte(tmp_path):
+    """`cp -r` gives every file a new time."""
+    root, copy = campaign(tmp_path / "c", **TINY).root, tmp_path / "copy"
+    drive(root)
+    shutil.copytree(root, copy, copy_function=shutil.copyfile)
+    for path in copy.glob("candidates/*/reflection.json"):
+        os.utime(path, (0, 0))
+    record = copy / "records" / "c0001.h5"
+    record.unlink()
+    drive(copy)
+    assert record.read_bytes() == (root / "records" / "c0001.h5").read_bytes()
+    path = copy / "candidates" / "c0001" / "reflection.json"  # as an earlier version wrote it
+    files.write_json(path, {k: v for k, v in files.read_json(path).items() if k != "written"})
+    os.utime(path, (86400, 86400))
+    record.unlink()
+    drive(copy)
+    assert archive.read(record).created == "1970-01-02T00:00:00Z"
 
 
 def test_a_record_damaged_together_with_its_status(tmp_path):

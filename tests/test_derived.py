@@ -75,6 +75,14 @@ def test_a_rerun_is_compared_without_the_difference_to_a_baseline_that_it_is_its
     assert not derived.compare(old, replace(new, score=new.score | {"final": 0.5}))["identical_scores"]
 
 
+def test_a_rerun_names_another_machine(origin):
+    """Another CPU explains other numbers. What one record does not say is no change."""
+    old = archive.read(origin.records / "c0001.h5")
+    assert old.versions["cpu"] == "model A" and old.versions["torch"] == "9"  # as the training job said, not the controller's own
+    compared = derived.compare(old, replace(old, versions=old.versions | {"cpu": "model B", "more": "1"}))
+    assert compared["versions_changed"] == {"cpu": ["model A", "model B"]}
+
+
 def test_a_rerun_with_other_weights_is_not_called_identical(origin):
     def work(attempt, job):
         result = noop_work(attempt, job)
@@ -163,6 +171,7 @@ def test_a_campaign_without_its_candidates_can_be_looked_at(origin, tmp_path):
     data = json.loads(call("status", root, "--json").stdout)
     assert [c["id"] for c in data["candidates"]] == ["c0000", "c0001", "c0002"]
     shown, before = (json.loads(call("show", r, "c0001", "--json").stdout) for r in (root, origin.root))
+    before["reflection"].pop("written")
     assert {k: v for k, v in shown.items() if k not in ("folder", "record", "attempts")} == {
         k: v for k, v in before.items() if k not in ("folder", "record", "attempts")}
     assert {a["name"] for a in shown["attempts"]} == {a["name"] for a in before["attempts"]} and shown["folder"] is None
