@@ -259,7 +259,7 @@ class Agent(Section):
 class Budget(Section):
     """None: without limit. Reached: nothing new is proposed, what runs is finished."""
 
-    wall_clock_min: Annotated[float, Field(gt=0)] | None = None
+    wall_clock_min: Annotated[float, Field(gt=0)] | None = None  # since creation; ends proposing only, as the others do
     run_hours: Annotated[float, Field(gt=0)] | None = None   # job run time x ranks, all attempts
 
 

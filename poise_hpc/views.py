@@ -137,7 +137,19 @@ def table(rows: list[list[str]], head: list[str]) -> str:
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in [head, *rows])
 
 
+def verdict(row: dict[str, Any]) -> str:
+    """Of a leaderboard's row, for people: the reflection's word, and what it does not look at."""
+    if row["id"] == BASELINE_ID:
+        return "-"
+    if row["outcome"] != Outcome.SUCCEEDED:
+        return f"failed: {row['cause']}"
+    return f"scores as {BASELINE_ID}, on every seed" if row["delta"] == 0 and row["delta_ci"] == [0, 0] else row["verdict"]
+
+
 def interval(value: float | None, ci: Any, sign: bool = False) -> str:
+    """Points; `sign`: a difference. A score lies within 0..100, so its interval is cut there: it covers no less."""
+    if ci and not sign:
+        ci = max(ci[0], 0.0), min(ci[1], 100.0)
     if value is None:
         return "-"
     text = f"{value:+.1f}" if sign else f"{value:.1f}"
@@ -179,11 +191,18 @@ def progress_text(r: dict[str, Any]) -> str:
 def leaderboard_text(data: dict[str, Any]) -> str:
     if not data["rows"]:
         return f"nothing is archived yet; `poise-hpc status {shlex.quote(data['campaign'])}` says where it is"
+    if data.get("kind") == "rerun":  # its one row is the entry, no baseline
+        rows = [[f"{data['origin']['id']} again", r["name"], interval(r["overall"], r["ci"]), str(r["seeds"])] for r in data["rows"]]
+        return f"{table(rows, ['entry', 'name', overall_head(data), 'seeds'])}\narchive: {data['records']}"
     rows = [[str(r["rank"]), r["id"], r["name"], ",".join(r["parents"]) or "-", interval(r["overall"], r["ci"]),
-             "baseline" if r["id"] == BASELINE_ID else interval(r["delta"], r["delta_ci"], sign=True), str(r["seeds"]),
-             "-" if r["id"] == BASELINE_ID else r["verdict"] if r["outcome"] == Outcome.SUCCEEDED else f"failed: {r['cause']}"] for r in data["rows"]]
-    text = table(rows, ["rank", "id", "name", "parents", f"overall ({data['score']})", f"against {BASELINE_ID}", "seeds", "verdict"])
-    return f"{text}\n[a, b]: 95 % intervals over training seeds, paired with {BASELINE_ID} in the difference.\narchive: {data['records']}"
+             "baseline" if r["id"] == BASELINE_ID else interval(r["delta"], r["delta_ci"], sign=True), str(r["seeds"]), verdict(r)] for r in data["rows"]]
+    text = table(rows, ["rank", "id", "name", "parents", overall_head(data), f"against {BASELINE_ID}", "seeds", "verdict"])
+    return (f"{text}\n[a, b]: 95 % intervals over training seeds, paired with {BASELINE_ID} in the difference; a score's is cut to 0..100.\n"
+            f"archive: {data['records']}")
+
+
+def overall_head(data: dict[str, Any]) -> str:
+    return f"overall ({data['score']})"
 
 
 def show_text(data: dict[str, Any]) -> str:

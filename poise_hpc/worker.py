@@ -120,6 +120,8 @@ def prepare_network() -> None:
         flags = struct.pack("16sh", b"lo", 1)  # ifreq with IFF_UP
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
             fcntl.ioctl(s, 0x8914, flags)      # SIOCSIFFLAGS
+        # No resolver in there: torch's store would warn, in every run, that it cannot name the loopback address. Read when torch is imported.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     if os.environ.get("MASTER_PORT") == "0":
         with socket.socket() as s:

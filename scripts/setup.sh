@@ -32,9 +32,10 @@ pip() { "$venv/bin/python" -m pip --disable-pip-version-check -q "$@" 2> >(grep 
 torch=$(grep '^torch==' constraints.txt)
 
 would_take_cuda() {
-  local report=$venv/torch.json
-  pip install 'pip>=23.3' || return 1  # older ones fetch the wheel only to report on it
-  pip install --dry-run --no-deps --ignore-installed --report "$report" "$torch" >/dev/null || return 1
+  local newer=$venv/.pip report=$venv/.torch.json
+  pip install --target "$newer" 'pip>=23.3' || return 1  # older ones fetch the wheel only to report on it
+  PYTHONPATH=$newer pip install --dry-run --no-deps --ignore-installed --report "$report" "$torch" >/dev/null || return 1
+  rm -rf "$newer"
   "$venv/bin/python" - "$report" <<'END'
 import json, sys
 from pip._vendor.packaging.requirements import Requirement

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import helpers_jobs as h
 import pytest
-from helpers_kill import processes_of
+from helpers_kill import by_kind, processes_of
 from test_jobs import NASTY, until
 
 from poise_hpc import config as configuration
@@ -87,7 +87,8 @@ def test_a_killed_job_is_noticed_and_repeated(tmp_path, victim):
     attempt = prepare(driven, 1)
     pid, launcher = supervisor(attempt), int(files.read_json(attempt / "submitted.json")["job_id"])
     until((attempt / "progress.json").exists, "no progress")
-    assert len(processes_of(attempt)) == 3  # launcher, supervisor, worker
+    assert {kind: len(pids) for kind, pids in by_kind(processes_of(attempt)).items()} == {"launcher": 1, "supervisor": 1, "worker": 1}
+    assert by_kind([pid]) == {"supervisor": [pid]} and by_kind([launcher]) == {"launcher": [launcher]}
     if victim != "supervisor":
         os.kill(launcher, signal.SIGKILL)
     os.kill(pid, signal.SIGKILL)

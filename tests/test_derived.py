@@ -64,6 +64,8 @@ def test_a_rerun_says_what_came_again(origin):
         data = derived.report("rerun", target)
         assert data["comparison"]["identical_scores"] is data["comparison"]["identical_curves"] is same
         assert ("bit for bit" in derived.report_text(data)) is same
+        assert f"{id} again" in derived.report_text(data)
+        assert "baseline" not in derived.report_text(data) and "against" not in derived.report_text(data)
     assert "numbers differ: overall" in derived.report_text(data)
 
 

@@ -283,6 +283,17 @@ def test_what_a_library_of_another_language_calls_a_full_disk(tmp_path, monkeypa
     assert (result["outcome"], result["cause"]) == (Outcome.INFRA_ERROR, "disk-full") and "os error 28" in result["message"]
 
 
+def test_a_rendezvous_without_a_network_is_quiet():
+    """Its store cannot look up the name of the loopback address in there: no warning in the log of a run that is fine."""
+    prefix = isolation.network_prefix(1)
+    if not prefix:
+        pytest.skip("no network namespaces here")
+    code = "from poise_hpc import worker; worker.prepare_network(); import torch.distributed as d; d.init_process_group('gloo'); print('joined')"
+    env = os.environ | {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "POISE_JOB_NETWORK": "namespace"}
+    done = subprocess.run([*prefix, sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
+    assert (done.stdout, done.stderr) == ("joined\n", "")
+
+
 def _read(path: Path) -> str:
     return path.read_text() if path.exists() else ""
 
