@@ -92,7 +92,7 @@ def campaign_with(root, runs):
             files.append_line(folder / "curves.jsonl", {"length": 10.0, "trained_rows": 64, "groups_sampled": 16})
             files.append_line(folder / "timings.jsonl", {"step": step})
         files.write_json(folder / "result.json", {
-            "outcome": "succeeded", "cause": "", "restart": 0, "ranks": 1, "run_seconds": rollout + update + 5.0,
+            "outcome": "succeeded", "cause": "", "message": "", "restart": 0, "ranks": 1, "run_seconds": rollout + update + 5.0,
             "payload": {"steps": 2, "timings": {"rollout": rollout, "grade": 0.0, "wall": rollout + update}}})
     return campaign
 
