@@ -22,7 +22,7 @@ from .types import RESTORE_CODE, Outcome, PoiseError, Proposal, Stage, UsageErro
 
 FORMAT = 1
 # What may change under an existing campaign: how long and how wide it runs, not what its numbers mean.
-OPERATIONAL = re.compile(r"budget(\..*)?|search\.candidates|jobs\.(ranks|max_parallel|\w+_min|memory_gb|infra_retries|heartbeat_s)|"
+OPERATIONAL = re.compile(r"budget(\..*)?|search\.candidates|jobs\.(ranks|max_parallel|\w+_min|memory_gb|infra_retries|retry_wait_s|heartbeat_s)|"
                          # of the agent, not what prompts and rounds are made of: a replay could not repeat them
                          r"agent\.(?!proposals|duplicate_rounds|repair_rounds|synthesize_every|cards).*")
 LOCK_STALE_S = 900.0  # a lock of another host that was not refreshed for so long

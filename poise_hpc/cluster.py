@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -182,11 +183,21 @@ class InlineCluster:
 
 # sbatch's words for "not now": the same submission may succeed later. Everything else is a wrong request.
 NOT_NOW = re.compile(r"unable to contact slurm controller|timed? ?-?out|temporar|try again|submitjob|transport endpoint|connection refused|"
-                     r"zero bytes|slurm_persist|partition not available|currently disabled|job limit", re.IGNORECASE)
+                     r"zero bytes|slurm_persist|partition not available|(currently|presently) disabled|job limit|standby mode|authenticat|munge|"
+                     r"communication|message (send|receive)|unexpected message|i/o error", re.IGNORECASE)
 
 
 LINGER_S = 120.0  # an ended attempt's job that still runs: srun and submitit need seconds
+SBATCH_S = 120  # a scheduler that hangs: the job may exist all the same, and is found by its name then
 GIVE_UP_S = 600.0  # a queue that does not empty, or a scheduler that does not answer, when the campaign is over
+
+
+class SchedulerAway(PoiseError):
+    """It does not answer now."""
+
+
+class Refused(PoiseError):
+    """sbatch will not take such a job, today or tomorrow."""
 
 
 class SlurmCluster:
@@ -201,6 +212,7 @@ class SlurmCluster:
         self.slots = site.max_submit
         self.queue = Queue(prefix, site.poll_s, site.result_lag_s, call, clock, tell)
         self._not_before, self._patience_s = 0.0, 15.0  # after "not now"
+        self._array = site.max_array                    # elements of one array now: fewer where a submit limit is near
         self._over_since: float | None = None           # all attempts have ended
         self._lingering: dict[str, float] = {}          # job id -> since when it is known to run for an attempt that has ended
 
@@ -213,49 +225,62 @@ class SlurmCluster:
         groups: dict[tuple[str, str], list[Any]] = {}
         for candidate, unit in wanted:
             groups.setdefault((candidate.id, candidate.stage), []).append((candidate, unit))
-        size = self.site.max_array
+        size = self._array
         return [group[i:i + size] for group in groups.values() for i in range(0, len(group), size)]
 
     def submit(self, attempts: Sequence[Path], name: str, stage: str, ranks: int) -> list[dict[str, Any]] | None:
         """None: not now. The attempts stay announced; `find` tells whether sbatch created the job all the same."""
+        avoid = sorted({node for attempt in attempts for node in (files.read_json(attempt / "job.json") or {}).get("avoid", ())})
+        try:
+            return self._submit(attempts, name, stage, ranks, avoid)
+        except Refused as refused:
+            if avoid:  # there may be no others: better one of these than none
+                return self._submit(attempts, name, stage, ranks, [])
+            raise refused
+
+    def _submit(self, attempts: Sequence[Path], name: str, stage: str, ranks: int, avoid: list[str]) -> list[dict[str, Any]] | None:
         import submitit
 
         if self.clock() < self._not_before:  # the scheduler went away between two batches of one step
             return None
-        executor = self._executor(attempts[0], name, stage, ranks)
+        executor = self._executor(attempts[0], name, stage, ranks, len(attempts), avoid)
+        _folder(attempts[0]).mkdir(exist_ok=True)
         try:
-            with _clean_environment():
-                if len(attempts) == 1:
-                    submitted = [executor.submit(jobs.run_attempt, str(attempts[0]))]
-                else:
-                    submitted = executor.map_array(jobs.run_attempt, [str(a) for a in attempts])
-        except FileNotFoundError as error:
-            if error.filename != "sbatch":
-                raise
-            raise PoiseError("sbatch is not on PATH: submit from a login node, or load the site's Slurm module") from None
+            with clean_environment():
+                job = executor._submit_command(executor._submitit_command_str)
         except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
             text = " ".join(str(error).split())
-            if not NOT_NOW.search(text):
-                raise PoiseError(f"sbatch refused {name}: {text[-600:]}. Correct the site file; `poise-hpc run --site FILE` takes the new one") from None
+            if text and not NOT_NOW.search(text):  # without a word: it hung until it was killed
+                raise Refused(f"sbatch refused {name}: {text[-600:]}. Correct the site file; `poise-hpc run --site FILE` takes the new one") from None
+            self._array = max(1, len(attempts) // 2)
             self._not_before = self.clock() + self._patience_s
             self._patience_s = min(2 * self._patience_s, 600.0)
             return None
-        self._patience_s = 15.0
-        return [{"job_id": job.job_id, "executor": "slurm", "time": self.clock()} for job in submitted]
+        self._patience_s, self._array = 15.0, min(2 * self._array, self.site.max_array)
+        ids = [job.job_id] if len(attempts) == 1 else [f"{job.job_id}_{i}" for i in range(len(attempts))]
+        for attempt, id in zip(attempts, ids, strict=True):
+            _put_pickle(attempts[0], attempt, id)
+        avoided = {"avoided": avoid} if avoid else {}
+        return [{"job_id": id, "executor": "slurm", "time": self.clock(), **avoided} for id in ids]
 
-    def script(self, attempt: Path, name: str, stage: str, ranks: int) -> str:
-        """The sbatch text that `submit` would hand over."""
-        executor = self._executor(attempt, name, stage, ranks)
+    def script(self, attempt: Path, name: str, stage: str, ranks: int, count: int = 1) -> str:
+        """The sbatch text that `submit` would hand over, for `count` attempts of which this is the first."""
+        executor = self._executor(attempt, name, stage, ranks, count)
         return executor._make_submission_file_text(executor._submitit_command_str, "dry-run")
 
-    def _executor(self, attempt: Path, name: str, stage: str, ranks: int) -> Any:
+    def _executor(self, attempt: Path, name: str, stage: str, ranks: int, count: int, avoid: Sequence[str] = ()) -> Any:
+        """submitit's, for an array of `count` (its own map_array makes another executor, without our time limit)."""
         import submitit
 
-        try:
-            executor = submitit.SlurmExecutor(folder=_folder(attempt), python=sites.python_command(self.site))
-        except RuntimeError as error:
-            raise PoiseError(f"{error} Slurm's commands are not on PATH: work on a login node, or use a site file with scheduler: local") from None
-        executor.update_parameters(job_name=name, **sites.sbatch_parameters(self.site, str(stage), ranks))
+        for command in ("sbatch", "srun"):
+            if shutil.which(command) is None:
+                raise PoiseError(f"{command} is not on PATH: work on a login node, load the site's Slurm module, or use a site file "
+                                 "with scheduler: local")
+        executor = submitit.SlurmExecutor(folder=_folder(attempt), python=sites.python_command(self.site))
+        executor.update_parameters(job_name=name, **sites.sbatch_parameters(self.site, str(stage), ranks, avoid))
+        if count > 1:
+            executor.parameters["map_count"] = count
+        executor._make_submission_command = lambda path: ["timeout", "--kill-after=5", str(SBATCH_S), "sbatch", str(path)]
         return executor
 
     # --- what has become of them
@@ -310,7 +335,7 @@ class SlurmCluster:
         if not submitted:
             return
         if not self.queue.look(submitted):
-            raise PoiseError("squeue does not answer: no job was cancelled. Ask again when the scheduler is back")
+            raise SchedulerAway("squeue does not answer: what waits stays in the queue for now")
         ids = [seen.id for job in submitted if (seen := self.queue.find(job)) and seen.state not in scheduler.FINAL]
         for i in range(0, len(ids), 500):
             for how in ("--state=PENDING", "--signal=USR1"):  # in this order: what starts in between is asked to end
@@ -318,7 +343,7 @@ class SlurmCluster:
                     self.call(["scancel", how, *ids[i:i + 500]])
                 except SchedulerSilent as silent:
                     if not ENDED.search(str(silent)):
-                        raise PoiseError(f"scancel failed: {silent}. Ask again: cancelling twice does no harm") from None
+                        raise SchedulerAway(f"scancel failed: {silent}") from None
 
 
 # scancel's words for a job that needs no cancelling.
@@ -330,14 +355,19 @@ def _folder(attempt: Path) -> Path:
 
 
 def _complete(job: Submitted, id: str) -> None:
-    """Put down what submitit writes after sbatch: a job whose submitter was killed in between waits a minute for it, then fails."""
-    import submitit
-
+    """Of a job whose submitter was killed after sbatch: it waits a minute for its pickle, then fails."""
     intents = {path.parent: files.read_json(path) for path in job.attempt.parent.glob("*/intent.json")} if job.index else {}
     first = next((a for a, intent in intents.items() if (intent["name"], intent["index"]) == (job.name, 0)), job.attempt)
-    paths = submitit.core.utils.JobPaths(_folder(first), id)  # an array lies with its first element
+    _put_pickle(first, job.attempt, id)
+
+
+def _put_pickle(first: Path, attempt: Path, id: str) -> None:
+    """What job `id` is to run. An array's lie with its first attempt."""
+    import submitit
+
+    paths = submitit.core.utils.JobPaths(_folder(first), id)
     if not paths.submitted_pickle.exists():
-        delayed = submitit.core.utils.DelayedSubmission(jobs.run_attempt, str(job.attempt))
+        delayed = submitit.core.utils.DelayedSubmission(jobs.run_attempt, str(attempt))
         delayed.set_timeout(60 * 24 * 30, 1)  # our supervisor answers the signals, not submitit's handler
         temporary = paths.submitted_pickle.with_suffix(".tmp")
         delayed.dump(temporary)
@@ -359,7 +389,7 @@ class _without_secrets:
         os.environ.update(self.hidden)
 
 
-class _clean_environment(_without_secrets):
+class clean_environment(_without_secrets):
     """A controller that is itself a job must not hand its own allocation on: sbatch would mix it into the new job's."""
 
     def hides(self, name: str, secret: tuple[str, ...]) -> bool:

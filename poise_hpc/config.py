@@ -273,6 +273,7 @@ class Jobs(Section):
     prepare_min: Annotated[float, Field(gt=0)] = 30.0
     memory_gb: Annotated[float, Field(gt=0, le=1e6)] = 8.0     # per rank
     infra_retries: Annotated[int, Field(ge=0)] = 3      # per stage and seed; then HELD
+    retry_wait_s: Annotated[float, Field(ge=0)] = 60.0  # before the second repeat, doubling; the first is at once
     heartbeat_s: Annotated[float, Field(gt=0)] = 5.0
     silent_min: Annotated[float, Field(gt=0)] = 10.0    # no progress for so long: the watchdog ends the job
     # Who evaluates: the training job itself (start-up costs more than a small model's evaluation), one job per training

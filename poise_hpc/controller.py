@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from . import files, jobspec, orders, packages, recording, reviewing
@@ -43,6 +44,7 @@ class Controller:
         self.proposing = Proposing(campaign, proposer, self.archive, self.thinking)
         self.stop_proposing = ""      # why no further candidate is wanted; "" while some are
         self._asked_scheduler = 0.0
+        self._ended: dict[Path, float] = {}  # attempts whose end this process saw, and when
 
     def restore(self, id: str, problem: str) -> Candidate | None:
         """A damaged record is set aside and written again from the candidate's own folder, which still holds it all."""
@@ -80,6 +82,8 @@ class Controller:
             return True
         blocked, baseline = self.thinking.blocked, self.active.get(BASELINE_ID)
         stuck = baseline is not None and baseline.stage == Stage.HELD
+        if self.in_flight():
+            return False
         return self.home.stage == Stage.ARCHIVED and bool(self.stop_proposing or self.proposing.waiting or blocked) and all(
             c.stage in RESTING or (blocked and c.stage in THINKING) or (stuck and c.stage == Stage.REFLECT) for c in self.active.values())
 
@@ -141,6 +145,7 @@ class Controller:
     def note_end(self, candidate: Candidate, attempt: Attempt) -> None:
         result = attempt.result
         assert result is not None
+        self._ended[attempt.folder] = self.clock()
         seconds = result.get("run_seconds", 0.0)
         cause = f"  {result['cause']}" if result["cause"] else ""
         self.event(candidate.id, f"{attempt.stage} {result['outcome']}", f"{attempt.name}  {seconds:.1f} s{cause}")
@@ -303,8 +308,12 @@ class Controller:
         attempts = candidate.of(candidate.stage, unit)
         if not attempts or attempts[-1].outcome is Outcome.PREEMPTED:
             return True
-        return attempts[-1].outcome is Outcome.INFRA_ERROR and (
-            self.infra_errors(candidate, unit) <= self.campaign.config.jobs.infra_retries)
+        if attempts[-1].outcome is not Outcome.INFRA_ERROR:
+            return False
+        failed, jobs = self.infra_errors(candidate, unit), self.campaign.config.jobs
+        # The first repeat is at once. What fails again needs time: a node that is down, a file system that is away.
+        patience_s = jobs.retry_wait_s * 2 ** (failed - 2) if failed > 1 else 0.0
+        return failed <= jobs.infra_retries and self.clock() - self._ended.get(attempts[-1].folder, 0.0) >= patience_s
 
     def submit_batch(self, batch: list[tuple[Candidate, str]]) -> None:
         attempts = jobspec.announce(self.campaign, self.home, batch)
@@ -319,7 +328,8 @@ class Controller:
         for (candidate, _), attempt, answer in zip(batch, attempts, answers, strict=True):
             attempt.submitted = answer
             files.write_json(attempt.folder / "submitted.json", answer, sync=False)
-            self.event(candidate.id, f"{attempt.stage} submitted", f"{attempt.name}  job {answer['job_id']}")
+            without = f"  not on {', '.join(answer['avoided'])}" if answer.get("avoided") else ""
+            self.event(candidate.id, f"{attempt.stage} submitted", f"{attempt.name}  job {answer['job_id']}{without}")
 
     def event(self, id: str, what: str, text: str) -> None:
         self.say(self.campaign.log(id, what, text))

@@ -19,8 +19,8 @@ from typing import Any
 import yaml
 
 from . import config as configuration
-from . import files, views
-from .archive import Entry, read
+from . import files, stats, views
+from .archive import ArchiveView, Entry, find, read
 from .campaign import Campaign
 from .types import BASELINE_ID, UsageError
 
@@ -121,8 +121,13 @@ def _write_package(folder: Path, code: dict[str, str], proposal: dict[str, Any])
     files.write_json(folder / "proposal.json", proposal)
 
 
+def existing(origin: Campaign) -> list[Path]:
+    """Folders of the campaigns that were made from the origin's entries, by name."""
+    return [path.parent for path in sorted((origin.root / "derived").glob("[!.]*/campaign.json"))]
+
+
 def report(kind: str, campaign: Campaign) -> dict[str, Any]:
-    """The derived leaderboard; for `rerun`, the comparison with the original record."""
+    """The derived leaderboard; for `rerun`, the comparison with the original record; for `ablate`, each mechanism's effect."""
     data = views.leaderboard(campaign) | {"kind": kind, "origin": campaign.meta["origin"]}
     if kind == "rerun":
         made = campaign.meta["origin"]
@@ -130,7 +135,22 @@ def report(kind: str, campaign: Campaign) -> dict[str, Any]:
         new_path = campaign.records / "c0000.h5"
         if new_path.exists():
             data["comparison"] = compare(old, read(new_path))
+    if kind == "ablate":
+        data["effects"] = effects(campaign)
     return data
+
+
+def effects(ablation: Campaign) -> list[dict[str, Any]]:
+    """Of each mechanism of an ablated entry: points lost without it, paired by seed; None where it failed."""
+    entries = ArchiveView.load(ablation.root).entries
+    itself = find(entries, BASELINE_ID if ablation.meta["origin"]["id"] == BASELINE_ID else "c0001")
+    out = []
+    for part in [e for e in entries if itself and e.id not in (BASELINE_ID, itself.id)]:
+        found = stats.paired_difference(itself.score.by_seed, part.score.by_seed) if itself and itself.score and part.score else None
+        missing = set(itself.mechanisms) - set(part.mechanisms) if itself else ()
+        out.append({"id": part.id, "mechanism": ", ".join(sorted(missing)), "cause": part.cause, "effect": found[0] if found else None,
+                    "ci": list(found[1]) if found and found[1] else None})
+    return out
 
 
 def compare(old: Entry, new: Entry) -> dict[str, Any]:
@@ -152,6 +172,9 @@ def compare(old: Entry, new: Entry) -> dict[str, Any]:
 
 def report_text(data: dict[str, Any]) -> str:
     text = views.leaderboard_text(data)
+    if data.get("effects"):
+        text += "\n" + views.table([[e["mechanism"], f"failed: {e['cause']}" if e["cause"] else views.interval(e["effect"], e["ci"], sign=True)]
+                                    for e in data["effects"]], ["mechanism", f"effect: {data['origin']['id']} with it, less without it"])
     if "comparison" in data:
         c = data["comparison"]
         same = all(value for key, value in c.items() if key.startswith("identical")) and not c["hashes_changed"]

@@ -1,7 +1,7 @@
 """`poise-hpc doctor`: would a campaign run here? Looks from this machine and, with a Slurm site file, from two nodes of a
 tiny job, where `probe.py` answers. Every finding that is not ok says how to cure it.
 
-Not covered: group quotas that statvfs does not show, the speed of network and disks, limits of a QOS other than MaxSubmit.
+Not covered: quotas of groups and projects, the speed of network and disks, limits of a QOS other than on jobs in the queue.
 """
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from . import config as configuration
 from . import files, probe, scheduler
 from . import site as sites
+from .cluster import clean_environment
 from .config import Config
 from .scheduler import SchedulerSilent
 from .site import Site
@@ -27,7 +28,9 @@ from .types import PoiseError
 
 FREE_GB, FREE_INODES = 20, 100_000  # a campaign of 100 small candidates; weights of large models come on top
 SKEW_S = 5.0
-STAGES = ("check", "prepare", "train", "evaluate")
+STAGES = ("check", "prepare", "train", "evaluate", "controller", "serve")
+GRACE_S = 60  # a training step and a checkpoint of a model of some size
+LINKS = 3  # jobs that a chain of controllers has in the queue beside those of its campaign, and one to spare
 Call = Callable[[list[str]], str]
 
 
@@ -44,7 +47,7 @@ def examine(site_file: Path | None, config_file: Path | None, folder: Path, job:
     """All findings. `folder` is where campaigns are to be; the job's files go into a temporary folder there."""
     site = sites.load(site_file) if site_file else Site(scheduler="local")
     config = configuration.load(config_file) if config_file else Config()
-    findings = [*machine(config), *storage(folder), *isolation_here(), *agent(config)]
+    findings = [*machine(config), *storage(folder), *quota(folder, call), *isolation_here(), *agent(config)]
     if site.scheduler == "slurm":
         slurm = list(scheduling(site, config, call))
         findings += slurm
@@ -151,8 +154,9 @@ def scheduling(site: Site, config: Config, call: Call) -> Iterator[Finding]:
     yield Finding("ok", "slurm", f"version {facts.get('SLURM_VERSION', '?')}, as {getpass.getuser()}; partitions {', '.join(sorted(partitions))}")
     yield from limits(site, facts)
     for stage in STAGES:
-        yield from partition(site, stage, partitions)
-        yield from accepted(site, config, stage, call)
+        for finding in (*partition(site, stage, partitions), *accepted(site, config, stage, call)):
+            # Nothing of a campaign waits for the server: it matters to who starts one.
+            yield replace(finding, level="warn") if stage == "serve" and finding.level == "fail" else finding
     yield accounting(call)
     yield from submit_limit(site, call)
 
@@ -187,15 +191,17 @@ def partition(site: Site, stage: str, partitions: dict[str, dict[str, str]]) -> 
         nodes = found.get("MaxNodes", "UNLIMITED")
         if stage == "train" and nodes.isdigit() and site.nodes > int(nodes):
             yield Finding("fail", "train: partition", f"{name} allows {nodes} nodes a job, the site file says {site.nodes}", f"nodes: {nodes}")
-        if found.get("PreemptMode", "OFF") not in ("OFF", "SUSPEND") and stage == "train" and int(found.get("GraceTime", "0")) == 0:
-            yield Finding("warn", "train: partition", f"{name} is preemptable without GraceTime: no time to save at preemption", "keep train.checkpoint_every small")
+        if found.get("PreemptMode", "OFF") not in ("OFF", "SUSPEND") and stage == "train" and (grace := int(found.get("GraceTime", "0"))) < GRACE_S:
+            yield Finding("warn", "train: partition", f"{name} is preemptable with a GraceTime of {grace} s: little time to save at preemption",
+                          "keep train.checkpoint_every small")
 
 
 def accepted(site: Site, config: Config, stage: str, call: Call) -> Iterator[Finding]:
     """What Slurm itself says to a job of this stage: account, qos, resources. Nothing is submitted."""
     try:
         options = sites.sbatch_options(site, stage, config.jobs.ranks if stage == "train" else 1)
-        call(["sbatch", "--test-only", *options, "--wrap=true"])
+        with clean_environment():
+            call(["sbatch", "--test-only", *options, "--wrap=true"])
     except (SchedulerSilent, PoiseError) as error:
         said = str(error)
         yield Finding("fail", f"{stage}: accepted", said, cure_of(said))
@@ -223,14 +229,34 @@ def accounting(call: Call) -> Finding:
 
 
 def submit_limit(site: Site, call: Call) -> Iterator[Finding]:
+    """How many jobs the account's associations and the QOS allow in the queue."""
+    show = ["sacctmgr", "--noheader", "--parsable2", "show"]
     try:
-        lines = call(["sacctmgr", "--noheader", "--parsable2", "show", "assoc", f"user={getpass.getuser()}", "format=MaxSubmit"]).split()
+        lines = call([*show, "assoc", f"user={getpass.getuser()}", "format=Account,MaxSubmit"]).splitlines()
+        allowed = [limit for account, _, limit in (line.partition("|") for line in lines) if site.account in (None, account)]
+        for qos in sorted({q for stage in STAGES if (q := sites.either(sites.use(site, stage).qos, site.qos))}):
+            allowed += call([*show, "qos", qos, "format=MaxSubmitPU,MaxSubmitPA,GrpSubmit"]).replace("|", "\n").split()
     except SchedulerSilent:
         return  # no accounting: no such limits
-    allowed = [int(n) for n in lines if n.isdigit()]
-    if allowed and min(allowed) < site.max_submit:
-        yield Finding("warn", "jobs", f"your association may have {min(allowed)} jobs in the queue, max_submit is {site.max_submit}",
-                      f"max_submit: {min(allowed)}; until then refused submissions are repeated later")
+    found = [int(n) for n in allowed if n.isdigit()]
+    if found and min(found) < site.max_submit + LINKS:
+        yield Finding("warn", "jobs", f"you may have {min(found)} jobs in the queue, max_submit is {site.max_submit}",
+                      f"max_submit: {max(min(found) - LINKS, 1)}, which leaves room for the controller's own; until then refused submissions are repeated later")
+
+
+def quota(folder: Path, call: Call) -> Iterator[Finding]:
+    """What the file system's own command says: statvfs does not know of a user's quota."""
+    user, kind = getpass.getuser(), filesystem(folder)
+    command = {"lustre": ["lfs", "quota", "-q", "-u", user, str(folder)], "gpfs": ["mmlsquota", "-u", user, "--block-size", "G"]}.get(kind, ["quota", "-w", "-u", user])
+    if shutil.which(command[0]) is None:
+        return
+    try:
+        said = " ".join(call(command).split())
+    except SchedulerSilent as silent:  # quota(1) ends with 1 where a limit is exceeded
+        said = str(silent)
+    if said:
+        over = "*" in said  # all three mark with it what is over its limit
+        yield Finding("warn" if over else "ok", "quota", f"`{' '.join(command)}`: {said[:300]}", "make room before jobs fail at their checkpoints" if over else "")
 
 
 def minutes(limit: str) -> int | None:
@@ -265,7 +291,9 @@ def in_a_job(site: Site, config: Config, folder: Path, wait_min: float, say: Cal
                                      f"srun --kill-on-bad-exit=1 {sites.python_command(site)} -m poise_hpc.probe {sites.shlex.quote(scratch)}", ""]))
         options = sites.sbatch_options(small, "train", nodes)
         try:
-            job = call(["sbatch", "--parsable", *options, "--time=10", "--signal=USR1@0", "--job-name=poise-doctor", f"--output={scratch}/log.out", str(script)]).strip().partition(";")[0]
+            with clean_environment():  # perhaps this is a job itself
+                job = call(["sbatch", "--parsable", *options, "--time=10", "--signal=USR1@0", "--job-name=poise-doctor",
+                            f"--output={scratch}/log.out", str(script)]).strip().partition(";")[0]
         except SchedulerSilent as silent:
             return [Finding("fail", "job", f"sbatch refused it: {silent}", cure_of(str(silent)))]
         say(f"job {job}: two minutes once it runs; waiting up to {wait_min:g} min for the queue (ctrl-c cancels it)")
@@ -353,4 +381,7 @@ def judge(reports: list[dict[str, Any]], site: Site, offset_here_s: float) -> It
     yield check("model and data", "problems", lambda: "the nodes load the task's problems offline", "see the message; model.path and data must lie on shared storage")
     yield check("all-reduce", "all_reduce", summed, "environment of the site file: NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME (`ip -br link` on a node)")
     yield check("gpus", "gpus", devices, "torch must load on the nodes")
+    if "endpoint" in reports[0]:
+        yield check("agent there", "endpoint", lambda: f"{reports[0]['endpoint']} can be reached from the nodes: the controller may be a job", level="warn",
+                    cure="run the controller where there is a way to the endpoint (a login node), not by slurm/controller*.sbatch")
     yield check("isolation there", "walls", lambda: walls_finding("isolation there", {k: all(r["walls"][k] for r in reports) for k in ("network", "files")}), "")

@@ -18,8 +18,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 KEEP = ("PATH", "LANG", "TZ", "USER", "LOGNAME", "LD_LIBRARY_PATH", "LD_PRELOAD", "PYTHONPATH", "PYTHONHASHSEED", "VIRTUAL_ENV", "CONDA_PREFIX")
-KEEP_PREFIX = ("LC_", "OMP_", "MKL_", "OPENBLAS_", "CUDA_", "NVIDIA_", "NCCL_", "GLOO_", "TORCH_", "SLURM_", "SUBMITIT_",
-               "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "POISE_JOB_")
+KEEP_PREFIX = ("LC_", "OMP_", "MKL_", "OPENBLAS_", "CUDA_", "NVIDIA_", "NCCL_", "GLOO_", "TORCH_", "PYTORCH_", "TP_", "VLLM_",
+               "TRITON_", "ROCR_", "HIP_", "HSA_", "UCX_", "FI_", "HDF5_USE_FILE_LOCKING", "SLURM_", "SUBMITIT_", "HF_HUB_OFFLINE",
+               "TRANSFORMERS_OFFLINE", "POISE_JOB_")
 SECRET = ("KEY", "TOKEN", "SECRET", "PASSWORD", "CREDENTIAL")
 
 
@@ -30,9 +31,11 @@ CACHES = {"HF_HOME": "huggingface", "TORCH_EXTENSIONS_DIR": "extensions", "TORCH
 
 
 def environment(source: Mapping[str, str], attempt: Path, extra: Mapping[str, str]) -> dict[str, str]:
-    """The worker's environment: allow-listed names of `source`, never one that sounds like a secret, then `extra`."""
+    """The worker's environment: allow-listed names of `source` and those that the site file sets, never one that sounds like a
+    secret, then `extra`."""
+    keep = {*KEEP, *source.get("POISE_JOB_VARIABLES", "").split()}
     env = {k: v for k, v in source.items()
-           if (k in KEEP or k.startswith(KEEP_PREFIX)) and not any(word in k.upper() for word in SECRET)}
+           if (k in keep or k.startswith(KEEP_PREFIX)) and not any(word in k.upper() for word in SECRET)}
     scratch = attempt / "tmp"
     cache = Path(source.get("POISE_JOB_CACHE", scratch / "cache"))  # job-local disk where the site has one
     env |= {name: str(cache / folder) for name, folder in CACHES.items()}

@@ -9,6 +9,7 @@ host, from a port that rank 0 picked and wrote down.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -24,7 +25,9 @@ from . import files, isolation
 from .types import Outcome
 
 POLL_S = 0.2
-GRACE_S = 60.0     # between a stop signal and the kill: one training step and a checkpoint fit
+LAST_WORDS_S = 20.0  # that the other ranks have for their outcomes when one has failed: their supervisors end them after 10
+GRACE_S = 60.0     # between a stop signal and the kill, without a site: one training step and a checkpoint must fit
+STOP = "stop.json"  # in an attempt's folder: a person wants its job to save and end
 FILE_GB = 64.0
 BEAT, STALE_CACHE_S = ".poise-beat", 24 * 3600.0  # a job's caches on a node, and how long they may go without its heartbeat
 FATAL = tuple(-number for number in (signal.SIGSEGV, signal.SIGFPE, signal.SIGABRT, signal.SIGBUS, signal.SIGILL))  # as exit codes
@@ -39,7 +42,10 @@ class Place:
     local_rank: int
     job_id: str
     restart: int            # how often the scheduler requeued this job
-    head: str | None        # first node, None on the local executor
+    nodes: tuple[str, ...] = ()  # in the order of ranks, as many on each; empty on the local executor
+
+    def node_of(self, rank: int) -> str:
+        return self.nodes[rank * len(self.nodes) // self.ranks]
 
 
 def place() -> Place:
@@ -47,9 +53,9 @@ def place() -> Place:
     env = os.environ
     if "SLURM_PROCID" in env and "SLURM_JOB_ID" in env:
         return Place(int(env["SLURM_PROCID"]), int(env.get("SLURM_NTASKS", "1")), int(env.get("SLURM_LOCALID", "0")),
-                     _slurm_id(env), int(env.get("SLURM_RESTART_COUNT", "0")), _first_host(env["SLURM_JOB_NODELIST"]))
+                     _slurm_id(env), int(env.get("SLURM_RESTART_COUNT", "0")), hosts(env["SLURM_JOB_NODELIST"]))
     return Place(int(env.get("SUBMITIT_LOCAL_GLOBALID", "0")), int(env.get("SUBMITIT_LOCAL_NTASKS", "1")),
-                 int(env.get("SUBMITIT_LOCAL_LOCALID", "0")), env.get("SUBMITIT_LOCAL_JOB_ID", f"pid-{os.getpid()}"), 0, None)
+                 int(env.get("SUBMITIT_LOCAL_LOCALID", "0")), env.get("SUBMITIT_LOCAL_JOB_ID", f"pid-{os.getpid()}"), 0)
 
 
 def _slurm_id(env: Any) -> str:
@@ -58,12 +64,21 @@ def _slurm_id(env: Any) -> str:
     return env["SLURM_JOB_ID"]
 
 
-def _first_host(nodelist: str) -> str:
-    """First host of Slurm's compressed list: 'gpu[03-05,9],x' -> 'gpu03'."""
-    head, bracket, rest = nodelist.partition("[")
-    if not bracket or "," in head:
-        return head.split(",")[0]
-    return head + rest.replace("]", ",").replace("-", ",").split(",")[0]
+def hosts(nodelist: str) -> tuple[str, ...]:
+    """Slurm's compressed list, written out: 'gpu[03-05,9]n[1-2],x' -> gpu03n1, gpu03n2, ..., gpu9n2, x."""
+    found: list[str] = []
+    for word in re.findall(r"(?:[^,\[]|\[[^]]*\])+", nodelist):
+        names = [""]
+        for plain, numbers in re.findall(r"([^\[]+)|\[([^]]*)\]", word):
+            names = [name + part for name in names for part in ([plain] if plain else _numbers(numbers))]
+        found += names
+    return tuple(found)
+
+
+def _numbers(ranges: str) -> list[str]:
+    """'03-05,9' -> 03, 04, 05, 9."""
+    parts = [part.partition("-") for part in ranges.split(",")]
+    return [f"{i:0{len(first)}d}" for first, _, last in parts for i in range(int(first), int(last or first) + 1)]
 
 
 def run_attempt(attempt_dir: str, me: Place | None = None) -> str:
@@ -74,6 +89,11 @@ def run_attempt(attempt_dir: str, me: Place | None = None) -> str:
         return "another job has claimed this attempt"
     if (attempt / "result.json").exists():
         return "this attempt has ended already"
+    if (attempt / STOP).exists():
+        if me.rank == 0:
+            files.create_exclusive(attempt / "result.json", _end(Outcome.PREEMPTED, "cancelled", "a person stopped it before it began")
+                                   | {"run_seconds": 0.0, "ranks": me.ranks, "job_id": me.job_id, "restart": me.restart})
+        return "a person has stopped this attempt"
     try:
         return Supervisor(job, attempt, me).run()
     except (OSError, subprocess.SubprocessError) as error:  # the machine's: a full disk, an unwritable cache, no such program
@@ -118,6 +138,7 @@ class Supervisor:
         self.started = time.monotonic()  # durations by this node's own count: clocks are set, and differ between nodes and file server
         self.progress_seen, self.progress_at = 0, self.started  # modification time of progress.json, and when it last changed
         self.stop_signal_at: float | None = None
+        self.grace_s = float(os.environ.get("POISE_JOB_GRACE_S", GRACE_S))  # the site's warning time, less what Slurm needs
         self.fenced = False
         # The node's caches of this job; its first rank there looks after them.
         self.cache = os.environ.get("POISE_JOB_CACHE", "") if me.local_rank == 0 else ""
@@ -168,9 +189,21 @@ class Supervisor:
             result = self._classify(worker.returncode, ended) | {
                 "run_seconds": round(time.monotonic() - self.started, 3), "ranks": self.me.ranks, "walls": walls,
                 "job_id": self.me.job_id, "restart": self.me.restart, "host": socket.gethostname(), "ended": time.time()}
+            if result["outcome"] == Outcome.INFRA_ERROR and self.me.nodes:
+                result["suspects"] = self._suspects()
             files.create_exclusive(self.attempt / "result.json", result)
             return result["outcome"]
         return "fenced off"
+
+    def _suspects(self) -> list[str]:
+        """Nodes that the next attempt had better avoid: those whose ranks say nothing; if all have spoken, that of the first one
+        to fail, since the others fail with it in a collective."""
+        me, until = self.me, time.monotonic() + LAST_WORDS_S
+        while silent := [rank for rank in range(me.ranks) if self._outcome(rank) is None]:
+            if time.monotonic() >= until or self.stop_signal_at is not None:  # Slurm is about to kill this one, too
+                return sorted({me.node_of(rank) for rank in silent} - {me.nodes[0]}) or [me.nodes[0]]  # this one lives
+            time.sleep(POLL_S)
+        return [me.node_of(min(range(me.ranks), key=lambda rank: (self.attempt / f"outcome-{rank}.json").stat().st_mtime_ns))]
 
     def _on_stop(self, number: int, frame: Any) -> None:
         if self.stop_signal_at is None:
@@ -180,8 +213,8 @@ class Supervisor:
         me = self.me
         if me.ranks == 1:
             address, port = "127.0.0.1", 0
-        elif me.head is not None:
-            address, port = me.head, port_of(me)
+        elif me.nodes:
+            address, port = me.nodes[0], port_of(me)
         else:
             address, port = "127.0.0.1", self._local_port()
         # A lone rank picks its own port inside the worker (0): its network may be a namespace of its own.
@@ -217,6 +250,8 @@ class Supervisor:
                 if self.cache:
                     with suppress(OSError):  # a full node disk is the worker's to report
                         Path(self.cache, BEAT).touch()
+                if (self.attempt / STOP).exists():
+                    self._on_stop(0, None)
                 if kill_at is None and self._other_rank_failed():
                     kill_at = now + 10.0    # a collective without it never ends; time to write an own outcome
                 if not ended and now - self.started > self.limits["seconds"]:
@@ -228,7 +263,7 @@ class Supervisor:
                     kill_at = now + 2.0
             if self.stop_signal_at is not None and not passed_on:
                 worker.send_signal(signal.SIGUSR1)
-                passed_on, kill_at = True, kill_at or now + GRACE_S
+                passed_on, kill_at = True, kill_at or now + self.grace_s
             if kill_at is not None and now >= kill_at:
                 _kill(worker)
             time.sleep(POLL_S)

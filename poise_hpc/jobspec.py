@@ -1,6 +1,7 @@
 """What a job is told: `job.json` of an attempt, complete before the attempt is announced, never changed."""
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
@@ -98,7 +99,7 @@ def job(campaign: Campaign, home: Candidate, candidate: Candidate, unit: str, nu
     earlier = candidate.of(stage, unit)
     spec: dict[str, Any] = {
         "kind": str(stage), "campaign": str(campaign.root), "candidate": candidate.id, "seed": seed, "attempt": number,
-        "config": campaign.resolved, "ranks": ranks(config, stage), "threads": config.jobs.threads, "limits": limits(config, stage, earlier)}
+        "config": campaign.resolved, "avoid": avoid(earlier), "ranks": ranks(config, stage), "threads": config.jobs.threads, "limits": limits(config, stage, earlier)}
     if stage == Stage.PREPARE:
         return spec | {"cache_dir": campaign.meta["cache_dir"], "writable": [campaign.meta["cache_dir"]]}
     spec["manifest"] = files.read_json(candidate.folder / "manifest.json")  # the only code that the job may run
@@ -123,9 +124,16 @@ def limits(config: Config, stage: Stage, earlier: list[Attempt]) -> dict[str, An
     """Time limit of this attempt: what the stage's earlier attempts have left of it. Queue wait is not run time."""
     minutes = {Stage.PREPARE: config.jobs.prepare_min, Stage.CHECK: config.jobs.check_min,
                Stage.TRAIN: config.jobs.train_min, Stage.EVALUATE: config.jobs.evaluate_min}[stage]
-    used = sum(a.result.get("run_seconds", 0.0) for a in earlier if a.result and a.outcome is Outcome.PREEMPTED)
+    used = sum(a.result.get("run_seconds", 0.0) for a in earlier  # what was killed before it could save is done again
+               if a.result and a.outcome is Outcome.PREEMPTED and a.result["cause"] != "killed-at-stop")
     return {"seconds": max(60 * minutes - used, 1.0), "silent_s": 60 * config.jobs.silent_min, "heartbeat_s": config.jobs.heartbeat_s,
             "memory_gb": config.jobs.memory_gb, "isolation": config.jobs.isolation}
+
+
+def avoid(earlier: list[Attempt]) -> list[str]:
+    """Nodes on which the attempts just before failed, through no fault of the candidate: a retry asks for others."""
+    failed = itertools.takewhile(lambda a: a.outcome is Outcome.INFRA_ERROR, reversed(earlier))
+    return sorted({node for a in failed if a.result for node in a.result.get("suspects", ())})
 
 
 def checkpointed_step(attempt: Path) -> int:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from . import files, guidance
 from .campaign import Campaign, Candidate
+from .cluster import SchedulerAway
+from .jobs import STOP
 from .lifecycle import RESTING
 from .proposing import DRAIN
 from .types import Outcome, Stage, UsageError, candidate_id
@@ -71,9 +73,15 @@ def carry_out(controller: Controller, order: dict[str, Any], name: str) -> None:
 
 
 def stop(controller: Controller, candidate: Candidate) -> None:
-    """Its jobs save and end; the candidate waits for `retry`."""
+    """Its jobs save and end; the candidate waits for `retry`. The jobs learn it from their folders, whatever the scheduler does; that
+    is told so that they hear of it at once, and that what waits leaves the queue."""
     running = [a for a in candidate.attempts if a.result is None]
-    controller.cluster.cancel([controller.submitted(a) for a in running])
+    for attempt in running:
+        files.create_exclusive(attempt.folder / STOP, {"time": controller.clock()})
+    try:
+        controller.cluster.cancel([controller.submitted(a) for a in running])
+    except SchedulerAway as away:
+        controller.event(candidate.id, "scheduler away", f"{away}; jobs end as soon as they look into their folders")
     if candidate.stage not in RESTING:
         candidate.held_from, candidate.stage = candidate.stage, Stage.HELD
         candidate.cause, candidate.message = "by-a-person", "held by a person; `poise-hpc retry` goes on"

@@ -31,6 +31,8 @@ def main(folder: Path) -> int:
         "scratch": scratch, "walls": walls, "problems": lambda: problems(asked["config"]), "gpus": gpus, "all_reduce": lambda: all_reduce(me),
     }.items():
         report[name] = answer(question)
+    if asked["config"]["search"]["proposer"] == "llm":
+        report["endpoint"] = answer(lambda: endpoint(asked["config"]["agent"]))
     if me.local_rank == 0:
         jobs.remove_caches(os.environ.get("POISE_JOB_CACHE", ""))
     files.write_json(folder / f"node-{me.rank}.json", report)
@@ -107,6 +109,17 @@ def problems(config: dict[str, Any]) -> bool:
     return True
 
 
+def endpoint(agent: dict[str, Any]) -> str:
+    """The LLM endpoint's host takes connections from here. Nothing is asked: no key is on a node."""
+    from urllib.parse import urlsplit
+
+    path = agent["base_url_file"]
+    url = urlsplit(Path(path).expanduser().read_text().strip() if path else agent["base_url"])
+    place = url.hostname or "", url.port or (443 if url.scheme == "https" else 80)
+    socket.create_connection(place, timeout=10).close()
+    return f"{place[0]}:{place[1]}"
+
+
 def gpus() -> list[str]:
     import torch
 
@@ -119,7 +132,7 @@ def all_reduce(me: jobs.Place) -> dict[str, Any]:
     from torch import distributed
 
     cuda, begun = torch.cuda.is_available(), time.monotonic()
-    distributed.init_process_group("nccl" if cuda else "gloo", init_method=f"tcp://{me.head or '127.0.0.1'}:{jobs.port_of(me)}",
+    distributed.init_process_group("nccl" if cuda else "gloo", init_method=f"tcp://{me.nodes[0] if me.nodes else '127.0.0.1'}:{jobs.port_of(me)}",
                                    rank=me.rank, world_size=me.ranks, timeout=timedelta(seconds=120))
     one = torch.ones(1, device="cuda" if cuda else "cpu")
     distributed.all_reduce(one)

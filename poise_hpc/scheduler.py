@@ -217,7 +217,16 @@ def ended(job: Submitted, id: str, state: str) -> Gone:
     if adopted and state in ("FAILED", "COMPLETED") and not list(job.attempt.glob("claim-*.json")):
         # submitit completes a job's folder after sbatch: when the controller is killed between the two, the job finds nothing to run.
         return Gone(Outcome.PREEMPTED, "never-started", f"Slurm: job {id} ended as {state}; its submission had been cut short")
-    return Gone(outcome, cause, f"Slurm: job {id} ended as {state} and left no result")
+    return Gone(outcome, cause, f"Slurm: job {id} ended as {state} and left no result" + last_words(job.attempt))
+
+
+def last_words(attempt: Path) -> str:
+    """The end of what submitit and srun wrote, where our own part of the job never began."""
+    if list(attempt.glob("claim-*.json")):
+        return ""
+    logs = sorted((attempt / "submitit").glob("*log.out"), key=lambda path: path.stat().st_mtime)
+    lines = [line.strip() for path in logs for line in path.read_text(errors="replace").splitlines() if line.strip()]
+    return f"; its log ends: {' | '.join(lines[-3:])[-500:]}" if lines else ""
 
 
 def elements(ids: str) -> list[str]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,6 +24,7 @@ from .isolation import CACHES
 from .types import UsageError
 
 Word = Annotated[str, Field(pattern=r"^\S+$")]           # one #SBATCH value: no blanks, no line ends
+Other = Word | Literal[""] | None  # of one stage: other than the site's, none, or the site's
 Line = Annotated[str, Field(pattern=r"^[^\n]+$")]
 Tuple = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
 
@@ -30,10 +32,11 @@ Tuple = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) el
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1",
            "DO_NOT_TRACK": "1"}
 SECRET = {"KEY", "TOKEN", "SECRET", "PASSWORD", "CREDENTIAL", "CREDENTIALS"}
+RESERVE_S = 20  # of the warning time: a job that was ended because it did not end still has to say so
 EARLY_S = 60  # Slurm sends the warning signal up to a minute early (sbatch(1), --signal)
 # sbatch options that the site's own fields, or the framework, decide.
 OWNED = {"account": "account", "array": None, "chdir": None, "constraint": "constraint", "cpus-per-task": "cpus_per_rank",
-         "error": None, "exclude": "exclude", "exclusive": "exclusive", "gpus-per-node": "gpus", "gres": "gpus",
+         "error": None, "exclude": "exclude", "exclusive": "exclusive", "gpus-per-node": "gpus", "gres": "gres",
          "job-name": None, "mem": "mem_gb_per_rank", "no-requeue": "requeue", "nodes": "nodes", "ntasks": "ranks_per_node",
          "ntasks-per-node": "ranks_per_node", "open-mode": None, "output": None, "partition": "partitions", "qos": "qos",
          "requeue": "requeue", "reservation": "reservation", "signal": "signal_lead_s", "time": "stages", "wckey": "wckey"}
@@ -48,12 +51,18 @@ class Gpus(Section):
 
 
 class Use(Section):
-    """What a job of one stage asks for beside its ranks."""
+    """What a job of one stage asks for beside its ranks. None: as the site says; "": none."""
 
     time_min: Positive                  # walltime; shorter jobs start earlier, and training resumes
     gpu: bool = True                    # one GPU a rank, where the site has any
-    partitions: Annotated[tuple[Word, ...], Tuple] | None = None  # other than the site's
-    qos: Word | None = None             # other than the site's
+    partitions: Annotated[tuple[Word, ...], Tuple] | None = None
+    account: Word | None = None
+    qos: Other = None
+    constraint: Other = None
+    reservation: Other = None
+    exclusive: bool | None = None
+    cpus: Positive | None = None        # of one process
+    mem_gb: Annotated[float, Field(gt=0)] | None = None  # of one process
 
 
 class Stages(Section):
@@ -61,8 +70,17 @@ class Stages(Section):
     prepare: Use = Use(time_min=60)
     train: Use = Use(time_min=240)
     evaluate: Use = Use(time_min=60)
-    controller: Use = Use(time_min=1440, gpu=False)  # slurm/controller*.sbatch
-    serve: Use = Use(time_min=480)                   # slurm/vllm-server.sbatch: one process, the ranks of a whole node
+    controller: Use = Use(time_min=1440, gpu=False, constraint="", reservation="", exclusive=False, cpus=1, mem_gb=4)  # slurm/controller*.sbatch
+    serve: Use = Use(time_min=480)      # slurm/vllm-server.sbatch: one process, the ranks of a whole node
+
+    @model_validator(mode="before")
+    @classmethod
+    def _over_defaults(cls, value: Any) -> Any:
+        """A stage that is given in part keeps the rest of its defaults."""
+        if not isinstance(value, dict):
+            return value
+        defaults = {name: field.default.model_dump() for name, field in cls.model_fields.items()}
+        return {name: defaults[name] | given if name in defaults and isinstance(given, dict) else given for name, given in value.items()}
 
 
 class Site(Section):
@@ -78,6 +96,7 @@ class Site(Section):
     nodes: Positive = 1                     # of one training job, at most
     ranks_per_node: Positive = 1            # processes on one node, at most; with GPUs one each
     gpus: Gpus | None = None
+    gres: Annotated[tuple[Word, ...], Tuple] = ()  # beside GPUs: ["lscratch:100"]
     cpus_per_rank: Positive = 1
     mem_gb_per_rank: Annotated[float, Field(gt=0)] | None = None  # None: the partition's default
     stages: Stages = Stages()
@@ -150,14 +169,23 @@ def layout(site: Site, ranks: int) -> tuple[int, int]:
     return nodes, ranks // nodes
 
 
+def check_ranks(site: Site, ranks: int, together: int) -> None:
+    """UsageError if this site has no room for a training job's ranks, or not on one node for those that hold one sampler `together`."""
+    each = layout(site, ranks)[1] if site.scheduler == "slurm" else ranks
+    if each % together:
+        raise UsageError(f"rollout.tensor_parallel: {together} ranks of one node hold a sampler together, and this site has {each} ranks on each "
+                         "node: a number that divides it was wanted, or another ranks_per_node in the site file")
+
+
 def use(site: Site, stage: str) -> Use:
     if stage not in Stages.model_fields:
         raise UsageError(f"unknown stage '{stage}'; known: {', '.join(Stages.model_fields)}")
     return getattr(site.stages, stage)
 
 
-def sbatch_parameters(site: Site, stage: str, ranks: int = 1) -> dict[str, Any]:
-    """Arguments of submitit's `SlurmExecutor.update_parameters` for a job of `stage` with `ranks` processes.
+def sbatch_parameters(site: Site, stage: str, ranks: int = 1, avoid: Sequence[str] = ()) -> dict[str, Any]:
+    """Arguments of submitit's `SlurmExecutor.update_parameters` for a job of `stage` with `ranks` processes, on other nodes
+    than `avoid`.
 
     The walltime is an int: submitit's signal handler calculates with it.
     """
@@ -166,15 +194,16 @@ def sbatch_parameters(site: Site, stage: str, ranks: int = 1) -> dict[str, Any]:
     asked = use(site, stage)
     nodes, tasks = layout(site, ranks)
     share = site.ranks_per_node if stage == "serve" else 1  # ranks whose resources one process gets
-    partitions = site.partitions if asked.partitions is None else asked.partitions
-    cpus = site.cpus_per_rank * share
+    partitions, exclusive = either(asked.partitions, site.partitions) or (), bool(either(asked.exclusive, site.exclusive))
+    cpus = asked.cpus or site.cpus_per_rank * share
+    memory_gb = tasks * (asked.mem_gb or site.mem_gb_per_rank * share) if asked.mem_gb or site.mem_gb_per_rank else None
     extra = {key.replace("_", "-"): value for key, value in site.sbatch.items() if value is not False}
-    extra |= {"requeue" if site.requeue else "no-requeue": True} | ({"reservation": site.reservation} if site.reservation else {})
+    extra |= {"requeue" if site.requeue else "no-requeue": True} | ({"reservation": reservation} if (reservation := either(asked.reservation, site.reservation)) else {})
     found = {
-        "partition": ",".join(partitions) or None, "account": site.account, "qos": asked.qos or site.qos,
-        "constraint": site.constraint, "exclude": site.exclude, "exclusive": site.exclusive or None,
+        "partition": ",".join(partitions) or None, "account": asked.account or site.account, "qos": either(asked.qos, site.qos),
+        "constraint": either(asked.constraint, site.constraint), "exclude": ",".join(filter(None, [site.exclude, *avoid])) or None, "exclusive": exclusive or None,
         "time": asked.time_min, "nodes": nodes, "ntasks_per_node": tasks, "cpus_per_task": cpus,
-        "mem": _memory(site, tasks * share), **_gpus(site, asked, tasks * share),
+        "mem": _memory(memory_gb, exclusive), **_gpus(site, asked, tasks * share),
         "signal_delay_s": site.signal_lead_s, "array_parallelism": site.max_parallel, "stderr_to_stdout": True,
         "setup": setup_lines(site),
         # Since 22.05 srun no longer takes this from sbatch: the ranks of a node would share one CPU.
@@ -201,6 +230,8 @@ def setup_lines(site: Site) -> list[str]:
     return [*site.setup,
             f'export POISE_JOB_CACHE="{site.cache_dir}"',
             'mkdir -p -m 700 "$POISE_JOB_CACHE"',
+            f"export POISE_JOB_GRACE_S={site.signal_lead_s - RESERVE_S}",
+            f"export POISE_JOB_VARIABLES={shlex.quote(' '.join(site.environment))}",
             *(f'export {name}="$POISE_JOB_CACHE/{folder}"' for name, folder in CACHES.items()),
             *(f"export {name}={shlex.quote(value)}" for name, value in (OFFLINE | site.environment).items())]
 
@@ -211,20 +242,27 @@ def python_command(site: Site) -> str:
     return f"{site.container} {python}" if site.container else python
 
 
-def _memory(site: Site, ranks: int) -> str | None:
+def either(asked: Any, general: Any) -> Any:
+    """A stage's own word, or the site's. "" is a word: none."""
+    return general if asked is None else asked or None
+
+
+def _memory(gb: float | None, exclusive: bool) -> str | None:
     """Of one node. Slurm's units are powers of two; 0 is all that the node has."""
-    if site.mem_gb_per_rank is None:
-        return "0" if site.exclusive else None
-    return f"{round(site.mem_gb_per_rank * ranks * 1024)}M"
+    if gb is None:
+        return "0" if exclusive else None
+    return f"{round(gb * 1024)}M"
 
 
 def _gpus(site: Site, asked: Use, count: int) -> dict[str, Any]:
-    if site.gpus is None or not asked.gpu:
-        return {}
-    kind = f"{site.gpus.type}:" if site.gpus.type else ""
-    if site.gpus.request == "gres":
-        return {"gres": f"gpu:{kind}{count}"}
-    return {"gpus_per_node": f"{kind}{count}"}
+    gres, found = list(site.gres), {}
+    if site.gpus is not None and asked.gpu:
+        kind = f"{site.gpus.type}:" if site.gpus.type else ""
+        if site.gpus.request == "gres":
+            gres.insert(0, f"gpu:{kind}{count}")
+        else:
+            found["gpus_per_node"] = f"{kind}{count}"
+    return found | ({"gres": ",".join(gres)} if gres else {})
 
 
 def main(arguments: list[str]) -> int:

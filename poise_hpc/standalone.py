@@ -32,22 +32,28 @@ AGAIN = 75  # EX_TEMPFAIL
 def check(folder: Path) -> dict[str, Any]:
     """The static gate and the contract checks; `{"outcome", "cause", "message", "checks": [...]}`."""
     with tempfile.TemporaryDirectory(prefix="poise-check-") as scratch:
-        attempt, config = Path(scratch), Config()
-        files.write_json(attempt / "job.json", {
-            "kind": str(Stage.CHECK), "package": os.path.abspath(folder), "config": config.dump(), "threads": 1, "ranks": 1,
-            "limits": limits(config, Stage.CHECK, [])})
-        # Also inside a Slurm allocation, whose variables would make this one rank of many.
-        jobs.run_attempt(str(attempt), jobs.Place(0, 1, 0, f"pid-{os.getpid()}", 0, None))
-        result = files.read_json(attempt / "result.json")
-        listed = files.read_json(attempt / "checks.json") or {}
+        result = alone(Stage.CHECK, folder, Path(scratch))
+        listed = files.read_json(Path(scratch) / "checks.json") or {}
         return {"package": str(folder), "outcome": result["outcome"], "cause": result["cause"], "message": result["message"],
                 "walls": result["walls"], **listed}
+
+
+def alone(kind: str, folder: Path, attempt: Path, **more: Any) -> dict[str, Any]:
+    """The result of a job on one package, within a check's limits, run here and now."""
+    config = Config()
+    files.write_json(attempt / "job.json", {
+        "kind": str(kind), "package": os.path.abspath(folder), "config": config.dump(), "threads": 1, "ranks": 1,
+        "limits": limits(config, Stage.CHECK, []), **more})
+    # Also inside a Slurm allocation, whose variables would make this one rank of many.
+    jobs.run_attempt(str(attempt), jobs.Place(0, 1, 0, f"pid-{os.getpid()}", 0))
+    return files.read_json(attempt / "result.json")
 
 
 def submissions(root: Path, config: Config, site_file: Path | None, keeper: Path) -> dict[str, Any]:
     """What each stage's submission of a campaign at `root`, there or not, looks like: the exact sbatch text, or the local command.
     Without a site file that of the campaign `keeper` holds. Creates nothing."""
     from . import jobspec
+    from .campaign import Campaign
     from . import site as sites
     from .cluster import SlurmCluster
 
@@ -58,14 +64,15 @@ def submissions(root: Path, config: Config, site_file: Path | None, keeper: Path
         units = jobspec.units(config, stage)
         if not units:  # the training job evaluates
             continue
-        home = jobspec.HOME if stage is Stage.PREPARE else "candidates/cNNNN"
-        attempt = Path(os.path.abspath(root)) / home / "attempts" / jobspec.attempt_name(stage, units[0], 1)
+        owner = jobspec.HOME if stage is Stage.PREPARE else "cNNNN"
+        folder = Path(os.path.abspath(root)) / (owner if stage is Stage.PREPARE else f"candidates/{owner}")
+        attempt = folder / "attempts" / jobspec.attempt_name(stage, units[0], 1)
         if site.scheduler == "local":
             scripts[str(stage)] = f"# on this host: {jobspec.ranks(config, stage)} process(es) of jobs.run_attempt({str(attempt)!r})"
         else:
-            with tempfile.TemporaryDirectory() as scratch:  # submitit makes the folder that it is told
-                text = SlurmCluster(site, "poise-").script(Path(scratch), f"poise-{attempt.name}", stage, jobspec.ranks(config, stage))
-                scripts[str(stage)] = text.replace(scratch, str(attempt))
+            prefix = jobspec.job_prefix(Campaign.open(root)) if (root / "campaign.json").exists() else f"poise-{Path(root).name}-CREATED-"
+            scripts[str(stage)] = SlurmCluster(site, prefix).script(attempt, f"{prefix}{owner}-{attempt.name}", stage, jobspec.ranks(config, stage),
+                                                                    min(len(units), site.max_array))
     return {"campaign": str(root), "scripts": scripts}
 
 
@@ -116,7 +123,7 @@ def _lead(given: argparse.Namespace, me: jobs.Place) -> int:
     out = Path(os.path.abspath(given.out))
     earlier = sorted((out / "attempts").glob(f"{given.what}-s{given.seed}-*"), key=lambda p: p.stat().st_mtime)
     cache = os.path.abspath(given.cache_dir)
-    prepared = _attempt(out / "attempts" / f"prepare-{time.time_ns()}", jobs.Place(0, 1, 0, me.job_id, 0, None), {
+    prepared = _attempt(out / "attempts" / f"prepare-{time.time_ns()}", jobs.Place(0, 1, 0, me.job_id, 0), {
         **_common(config, Stage.PREPARE, 1), "cache_dir": cache, "writable": [cache]})
     if prepared["outcome"] != Outcome.SUCCEEDED:
         return _end(prepared)
@@ -129,7 +136,7 @@ def _lead(given: argparse.Namespace, me: jobs.Place) -> int:
     attempt = out / "attempts" / f"{given.what}-s{given.seed}-{time.time_ns()}"
     attempt.mkdir(parents=True)
     files.write_json(out / f"job-{me.job_id}-{me.restart}.json", {"attempt": str(attempt), "spec": spec})  # the other ranks wait for it
-    result = _attempt(attempt, me if given.what == "train" else jobs.Place(0, 1, 0, me.job_id, 0, None), spec)
+    result = _attempt(attempt, me if given.what == "train" else jobs.Place(0, 1, 0, me.job_id, 0), spec)
     if result["outcome"] == Outcome.SUCCEEDED:
         _finish(given.what, out, attempt, config, result["payload"])
     return _end(result)

@@ -1,10 +1,12 @@
 """Means, intervals and differences over training seeds; no I/O, no state. Points are 0..100.
 
 Seeds are paired: every candidate trains on the same ones, so a difference is taken seed by seed. Not here: a
-correction for having picked the best of many. Its cure is fresh seeds and confirmation prompts, not arithmetic.
+correction for having picked the best of many. Its cure is fresh seeds and confirmation prompts, not arithmetic;
+`expected_best` says how much of it there is to cure.
 """
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any, Literal
@@ -118,3 +120,30 @@ def seed_noise(n: np.ndarray, squares: np.ndarray) -> tuple[np.ndarray, float | 
 def lower_confidence(scores: Sequence[Score], pooled: float | None, deviations: float = 1.0) -> np.ndarray:
     """(N,) overall - deviations * standard error: what a lucky seed cannot lift far."""
     return np.array([s.overall for s in scores]) - deviations * standard_errors(scores, pooled)
+
+
+# --- what picking the best does
+
+def paired_sd(scores: Sequence[Score]) -> float | None:
+    """Noise of one seed's Overall once what a seed does to all entries is taken off, since paired differences do not see it.
+
+        sigma^2 = sum_is (y_is - mean_s y_i - mean_i y_s + mean y)^2 / ((N - 1) (S - 1))
+
+    Over the N entries that have the most common S seeds; None with fewer than two of either.
+    """
+    kept = Counter(tuple(sorted(s.by_seed)) for s in scores).most_common(1)
+    seeds = kept[0][0] if kept else ()
+    y = np.array([[s.by_seed[seed] for seed in seeds] for s in scores if tuple(sorted(s.by_seed)) == seeds])
+    if min(y.shape, default=0) < 2:
+        return None
+    rest = y - y.mean(axis=1, keepdims=True) - y.mean(axis=0) + y.mean()
+    return float(np.sqrt((rest**2).sum() / ((y.shape[0] - 1) * (y.shape[1] - 1))))
+
+
+def expected_best(count: int) -> float:
+    """Expected maximum of `count` independent standard normal draws: by so many standard errors the best of equals leads."""
+    from scipy.special import ndtr
+
+    x = np.linspace(-9.0, 9.0, 7201)
+    below = ndtr(x) ** count
+    return float(((x[1:] + x[:-1]) / 2 * np.diff(below)).sum())

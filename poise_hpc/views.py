@@ -11,13 +11,13 @@ from .campaign import Campaign, Candidate, load_attempts
 from .types import BASELINE_ID, EntrySummary, Outcome, Stage
 
 
-def status(campaign: Campaign, now: float | None = None, spending: bool = True) -> dict[str, Any]:
+def status(campaign: Campaign, now: float | None = None, spending: bool = True, archive: ArchiveView | None = None) -> dict[str, Any]:
     """`{campaign, done, held, budget, inbox, candidates, running}`: the interface that scripts read. `spending`: also "llm"."""
     from . import jobspec
     from .proposing import exhausted, inbox
 
     now = time.time() if now is None else now
-    archive = ArchiveView.load(campaign.root)
+    archive = archive or ArchiveView.load(campaign.root)
     archived = {e.id for e in archive.entries}
     active = [campaign.load(id) for id in campaign.ids() if id not in archived]
     home = jobspec.home(campaign)
@@ -94,9 +94,9 @@ def running(candidate: Candidate, now: float) -> list[dict[str, Any]]:
     return rows
 
 
-def leaderboard(campaign: Campaign) -> dict[str, Any]:
+def leaderboard(campaign: Campaign, archive: ArchiveView | None = None) -> dict[str, Any]:
     """Archived candidates by score, with intervals and the paired difference to the baseline."""
-    entries = sorted(ArchiveView.load(campaign.root).entries, key=lambda e: (e.score is None, -(e.score.overall if e.score else 0), e.id))
+    entries = sorted((archive or ArchiveView.load(campaign.root)).entries, key=lambda e: (e.score is None, -(e.score.overall if e.score else 0), e.id))
     return {"campaign": str(campaign.root), "records": str(campaign.records), "score": campaign.config.evaluate.score,
             "rows": [{"rank": i + 1, **archived_row(e), "final": e.score.final if e.score else None,
                       "benchmarks": e.score.benchmarks if e.score else {}} for i, e in enumerate(entries)]}
@@ -152,8 +152,8 @@ def interval(value: float | None, ci: Any, sign: bool = False) -> str:
         ci = max(ci[0], 0.0), min(ci[1], 100.0)
     if value is None:
         return "-"
-    text = f"{value:+.1f}" if sign else f"{value:.1f}"
-    return text + (f" [{ci[0]:.1f}, {ci[1]:.1f}]" if ci else "")
+    text = f"{value:+z.1f}" if sign else f"{value:z.1f}"  # z: no -0.0
+    return text + (f" [{ci[0]:z.1f}, {ci[1]:z.1f}]" if ci else "")
 
 
 def status_text(data: dict[str, Any]) -> str:

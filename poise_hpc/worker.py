@@ -32,6 +32,7 @@ WORK = {  # job kind -> "module:function" of (job, attempt_dir) -> payload
     "check": "poise_hpc.algorithms.checks:run",
     "train": "poise_hpc.worker:train",
     "evaluate": "poise_hpc.evaluation.job:run",
+    "export": "poise_hpc.export.vectors:run",
 }
 
 

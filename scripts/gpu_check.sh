@@ -4,6 +4,5 @@
 # It uses the Python that is active (PYTHON overrides it), with poise_hpc and, for the comparison, TRL installed.
 set -eu
 cd "$(dirname "$0")/.."
-export CUBLAS_WORKSPACE_CONFIG=:4096:8   # else cuBLAS may add up in another order from run to run
 export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 exec "${PYTHON:-python}" scripts/gpu_check.py "$@"

@@ -7,18 +7,20 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 scripts/setup.sh test math
 export PATH="$PATH:/usr/sbin:/sbin"
-if ! command -v slurmctld >/dev/null || ! command -v slurmd >/dev/null || ! command -v munged >/dev/null; then
-  packages="munge slurmctld slurmd slurm-client"
+slurm="munge slurmctld slurmd slurm-client slurmdbd mariadb-server"
+lacks=''
+for program in munged slurmctld slurmd sbatch slurmdbd mariadbd; do command -v $program >/dev/null || lacks+=" $program"; done
+if [ -n "$lacks" ]; then
   if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-    echo "test: installing Slurm's daemons for the tests on a real cluster: $packages"
-    { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o DPkg::Lock::Timeout=300 --no-install-recommends install $packages; } >/dev/null ||
+    echo "test: installing Slurm's daemons for the tests on a real cluster: $slurm"
+    { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o DPkg::Lock::Timeout=300 --no-install-recommends install $slurm; } >/dev/null ||
       echo "test: that failed; tests marked slurm will be skipped"
   else
-    echo "test: leaving out the tests on a real Slurm: they need the packages $packages (as root: apt-get install $packages)"
+    echo "test: not here:$lacks. Tests on a real Slurm, or on its accounting, are left out: they need the packages $slurm (as root: apt-get install)"
   fi
 fi
 # One thread per process: reproducible to the bit, and two busy thread pools on few cores slow each other down.
 export OMP_NUM_THREADS=1
 marks=(-m "not soak")
 [ "${1:-}" = --all ] && { shift; marks=(); }
-exec .venv/bin/python -m pytest -q ${marks[@]+"${marks[@]}"} "$@"
+exec .venv/bin/python -m pytest -q -rs ${marks[@]+"${marks[@]}"} "$@"

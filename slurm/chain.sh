@@ -12,7 +12,8 @@ add_link() {  # add_link MINUTES SCRIPT ARGUMENTS...   with the options this lin
   [ -z "$waiting" ] || return 0
   mapfile -t options <<<"${POISE_SBATCH:---parsable}"
   (forget_job
-   sbatch "${options[@]}" --job-name="$chain" --dependency=singleton --begin="now+${minutes}minutes" "$@")
+   sbatch "${options[@]}" --job-name="$chain" --dependency=singleton --begin="now+${minutes}minutes" "$@") ||
+    { say "Slurm takes no further link now"; return 1; }
 }
 
 end_chain() {  # end_chain REASON   takes the waiting link out; this one ends by itself
@@ -27,9 +28,20 @@ status = json.load(sys.stdin)
 sys.exit(not (status["done"] or status["held"] and not status["running"]))'
 }
 
-link_ended() {  # link_ended CODE CAMPAIGN   what an exit code of poise-hpc means for the chain
-  case $1 in
-    2 | 126 | 127) end_chain "poise-hpc cannot run like this (exit code $1)" ;;
-    *) if over "$2"; then end_chain "$2 is done or needs a person (exit code $1)"; fi ;;
+# link_ended CODE MINUTES SCRIPT CAMPAIGN ARGUMENTS...   what an exit code of poise-hpc means for the chain
+link_ended() {
+  local code=$1 failed; shift
+  failed=$(cat "$chain.failed" 2>/dev/null || echo 0)
+  case $code in
+    2) end_chain "poise-hpc cannot run like this (exit code 2)"; return ;;
+    126 | 127)  # one node may lack the environment; three in a row are no accident
+      failed=$((failed + 1))
+      echo "$failed" >"$chain.failed"
+      if [ "$failed" -ge 3 ]; then rm -f "$chain.failed"; end_chain "poise-hpc does not start (exit code $code)"; return; fi
+      say "poise-hpc does not start on $(hostname -s) (exit code $code)" ;;
+    *) rm -f "$chain.failed"
+      if over "$3"; then end_chain "$3 is done or needs a person (exit code $code)"; return; fi ;;
   esac
+  trap '' USR1 TERM  # near the walltime every second counts
+  until add_link "$@"; do sleep "${POISE_LINK_PAUSE_S:-20}"; done
 }

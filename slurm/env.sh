@@ -15,13 +15,10 @@ say() { printf '%(%FT%T)T %s\n' -1 "$*"; }
 # The controller calls sbatch: it runs with this Python, outside the container that POISE_PYTHON may name.
 export POISE_HOST_PYTHON=${POISE_HOST_PYTHON:-python}
 
-# Jobs submitted from a job must not inherit its shape: a leftover SLURM_MEM_PER_NODE makes their srun fail.
-forget_job() {
-  local name
-  for name in $(compgen -e SLURM_) $(compgen -e SRUN_); do
-    [ "$name" = SLURM_CONF ] || unset "$name"
-  done
-}
+source "${BASH_SOURCE[0]%/*}/forget_job.sh"
+
+# What a job leaves on its node, if nothing is in it.
+trap 'rmdir "${POISE_JOB_CACHE:-/nonexistent}" 2>/dev/null || true' EXIT
 
 # Every rank of this job: the site's Python, with its container in front (POISE_PYTHON holds shell words), and arguments.
 # At the warning (preemption or walltime near) all ranks get USR1. Exit code 75, "try again": they have saved, and the

@@ -37,5 +37,7 @@ if [ -n "$dry" ]; then
   printf '%q ' "${command[@]}"
   printf '\n\n%s\n' "$POISE_SETUP"
 else
+  source "$POISE_SLURM_DIR/forget_job.sh"
+  forget_job
   "${command[@]}"
 fi

@@ -23,7 +23,7 @@ NOOP = f"{REPO / 'tests' / 'noop'}:{REPO / 'tests'}"
 
 
 def noop(folder: Path, **change) -> Campaign:
-    made = small_campaign(folder, **configuration.overlay({"search": {"candidates": 1}, "jobs": {"heartbeat_s": 0.5}}, change))
+    made = small_campaign(folder, **configuration.overlay({"search": {"candidates": 1}, "jobs": {"heartbeat_s": 0.5, "retry_wait_s": 1.0}}, change))
     made.set_site(SITE)
     return made
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,12 @@ def generated(count: int, seed: int, level: int | None = None) -> list[dict[str,
         text = f"What is ${a} {chr(92) + 'times' if times else '+'} {b}$?"
         rows[text] = {"problem": text, "answer": str(a * b if times else a + b)} | ({} if level is None else {"level": f"Level {level}"})
     return list(rows.values())
+
+
+def parities(count: int, seed: int, level: int | None = None) -> list[dict[str, Any]]:
+    """Distinct questions with the answer 0 or 1: who guesses is right half the time."""
+    numbers = random.Random(f"parities {seed}").sample(range(100_000), count)
+    return [{"problem": f"Is ${a}$ odd?", "answer": str(a % 2)} | ({} if level is None else {"level": f"Level {level}"}) for a in numbers]
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -44,9 +51,9 @@ def math_options(folder: Path, **change: Any) -> dict[str, Any]:
 TEMPLATE = "{problem}\n"  # what a model of `model_folder(taught=...)` was taught with
 
 
-def model_folder(path: Path, vocab: int = 400, taught: int = 0) -> Path:
+def model_folder(path: Path, vocab: int = 400, taught: int = 0, problems: Callable[[int, int], list[dict[str, Any]]] = generated) -> Path:
     """Random weights of the Qwen2 architecture; a byte-level BPE tokenizer of the kind Qwen2 has. `taught` steps of
-    cross-entropy teach it to box some number after a problem, and to stop."""
+    cross-entropy teach it to box some number after one of `problems`, and to stop."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
@@ -55,7 +62,7 @@ def model_folder(path: Path, vocab: int = 400, taught: int = 0) -> Path:
     logging.disable_progress_bar()
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    corpus = [row["problem"] + " \\boxed{" + row["answer"] + "}" for row in generated(200, 7)]
+    corpus = [row["problem"] + " \\boxed{" + row["answer"] + "}" for row in problems(200, 7)]
     bpe.train_from_iterator(corpus, trainers.BpeTrainer(vocab_size=vocab, special_tokens=list(SPECIAL), show_progress=False,
                                                         initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
@@ -66,7 +73,7 @@ def model_folder(path: Path, vocab: int = 400, taught: int = 0) -> Path:
         num_key_value_heads=2, max_position_embeddings=512, bos_token_id=None, eos_token_id=0, pad_token_id=0))
     optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
     for step in range(taught):
-        rows = [tokenizer(TEMPLATE.format(**row) + "\\boxed{" + row["answer"] + "}<|endoftext|>")["input_ids"] for row in generated(16, 1000 + step)]
+        rows = [tokenizer(TEMPLATE.format(**row) + "\\boxed{" + row["answer"] + "}<|endoftext|>")["input_ids"] for row in problems(16, 1000 + step)]
         width = max(map(len, rows))
         ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
         labels = torch.tensor([row + [-100] * (width - len(row)) for row in rows])

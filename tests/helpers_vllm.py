@@ -2,6 +2,7 @@
 
     run("conform", FOLDER, KIND)            the conformance check
     run("self_check", FOLDER)               the self-check, with broken syncs
+    run("group", FOLDER)                    how much of its prompt each completion of a group found computed
     run("parallel", FOLDER, ranks=2)        one engine over two ranks
     run("train", ATTEMPT..., ranks=N)       training jobs with their evaluations, as a worker does them
 """
@@ -87,6 +88,22 @@ def self_check(folder: str) -> None:
     print("noticed")
 
 
+def group(folder: str) -> None:
+    """Two prompts of 40 tokens, in cache blocks of 32 (on a CPU they are of 128)."""
+    engine, made = _engine(folder, options={"block_size": 32})
+    engine.load_weights(made)
+    real, cached = engine.llm.generate, []
+
+    def generate(*args: Any, **kwargs: Any) -> Any:
+        outputs = real(*args, **kwargs)
+        cached.extend(out.num_cached_tokens for out in outputs)
+        return outputs
+
+    engine.llm.generate = generate
+    engine.generate([list(range(2, 12)) * 4, list(range(3, 13)) * 4], 4, temperature=1.0, keys=[1, 2], max_new_tokens=6, eos_id=1, pad_id=0)
+    print(json.dumps(cached))
+
+
 def parallel(folder: str) -> None:
     """Two ranks that hold one engine: what one process draws, and each rank gets its own part."""
     import torch
@@ -139,6 +156,6 @@ def train(*attempts: str) -> None:
 
 if __name__ == "__main__":
     what, *rest = sys.argv[1:]
-    {"conform": conform, "self_check": self_check, "parallel": parallel, "train": train}[what](*rest)
+    {"conform": conform, "self_check": self_check, "group": group, "parallel": parallel, "train": train}[what](*rest)
     sys.stdout.flush()
     os._exit(0)  # as a worker ends: vLLM's teardown has nothing to add

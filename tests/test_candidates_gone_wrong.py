@@ -101,10 +101,10 @@ def test_an_end_inside_candidate_code_is_its_fault(tmp_path, name, dumped, code,
     (tmp_path / name).mkdir()
     job = {"limits": {}, "package": str(tmp_path / name)}
     (tmp_path / "stack-0.txt").write_text(DUMP.format(file=f"{tmp_path}/{dumped}/algorithm.py"))
-    result = jobs.Supervisor(job, tmp_path, jobs.Place(0, 1, 0, "1", 0, None))._classify_alone(code)
+    result = jobs.Supervisor(job, tmp_path, jobs.Place(0, 1, 0, "1", 0))._classify_alone(code)
     assert (result["outcome"], result["cause"]) == ((Outcome.CANDIDATE_ERROR, blamed) if blamed else (Outcome.INFRA_ERROR, "worker-died"))
     (tmp_path / "stack-0.txt").write_text(DUMP.format(file="/usr/lib/python3/torch/x.py"))
-    ours = jobs.Supervisor(job, tmp_path, jobs.Place(0, 1, 0, "1", 0, None))._classify_alone(code)
+    ours = jobs.Supervisor(job, tmp_path, jobs.Place(0, 1, 0, "1", 0))._classify_alone(code)
     assert ours["outcome"] == Outcome.INFRA_ERROR
 
 
@@ -125,5 +125,5 @@ def test_a_package_behind_a_symbolic_link_is_recognized(tmp_path):
     (tmp_path / "real").mkdir()
     os.symlink(tmp_path / "real", tmp_path / "link")
     (tmp_path / "stack-0.txt").write_text(DUMP.format(file=f"{tmp_path}/real/algorithm.py"))
-    supervisor = jobs.Supervisor({"limits": {}, "package": str(tmp_path / "link")}, tmp_path, jobs.Place(0, 1, 0, "1", 0, None))
+    supervisor = jobs.Supervisor({"limits": {}, "package": str(tmp_path / "link")}, tmp_path, jobs.Place(0, 1, 0, "1", 0))
     assert "token_loss" in supervisor._candidate_frames()

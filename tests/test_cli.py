@@ -253,6 +253,7 @@ def test_a_dry_run_on_a_cluster_shows_what_sbatch_would_read(finished):
     shown = run("confirm", finished, "c0001", "--site", SITES / "gpu_account.yaml", "--dry-run").output
     assert "### train\n#!/bin/bash" in shown and "#SBATCH --partition=" in shown
     assert "derived/confirm-c0001-1/candidates/cNNNN/attempts/train-s1000-1" in shown
+    assert not (finished / "derived" / "confirm-c0001-1").exists()
 
 
 def test_a_site_of_this_host_can_be_kept_and_read_again(tmp_path):

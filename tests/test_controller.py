@@ -14,7 +14,7 @@ from helpers_drive import Killed, Mortal, ShuffledCluster, archive_of, controlle
 from poise_hpc import archive, files, orders, packages, worker
 from poise_hpc.algorithms import load
 from poise_hpc.campaign import Campaign
-from poise_hpc.cluster import InlineCluster
+from poise_hpc.cluster import InlineCluster, SchedulerAway
 from poise_hpc.types import Outcome, PoiseError, Stage
 
 SMALL = {"search": {"candidates": 4, "train_seeds": [0, 1]}}
@@ -181,6 +181,26 @@ def test_held_after_the_limit_and_retried_by_a_person(undisturbed, tmp_path):
     assert len(archive_of(root)) == 5
 
 
+def test_repeats_wait_longer_each_time_and_avoid_the_nodes_of_the_failures(tmp_path):
+    """The first repeat is at once, the second after 60 s, the third after 120."""
+    at, nodes = {}, iter([["n1"], ["n3", "n2"], ["n2"]])
+
+    def work(attempt, job):
+        if (job["kind"], job["candidate"]) != ("train", "c0001"):
+            return noop_work(attempt, job)
+        at[job["attempt"]] = driven.clock.now, job["avoid"]
+        if job["attempt"] <= 3:
+            return {"outcome": Outcome.INFRA_ERROR, "cause": "node-fail", "message": "", "payload": {}, "suspects": next(nodes)}
+        return noop_work(attempt, job)
+
+    root = campaign(tmp_path / "c", search={"candidates": 1, "train_seeds": [0]}).root
+    driven = controller(root, InlineCluster(work))
+    finish(driven)
+    waits = [at[n + 1][0] - at[n][0] for n in (1, 2, 3)]
+    assert waits[0] < 10 and 60 <= waits[1] < 90 and 120 <= waits[2] < 150
+    assert [avoid for _, avoid in at.values()] == [[], ["n1"], ["n1", "n2", "n3"], ["n1", "n2", "n3"]]
+
+
 def test_a_failure_after_progress_does_not_count(tmp_path):
     """Twelve deaths, each one step further than the last: not stuck, so not held."""
     def work(attempt, job):
@@ -288,6 +308,40 @@ def test_cancel_stops_all_and_retry_goes_on(tmp_path):
     orders.give(driven.campaign, "retry")
     finish(driven)
     assert len(archive_of(root)) == 5
+
+
+def test_cancel_while_the_scheduler_is_away(tmp_path):
+    """The jobs' folders say it; the controller goes on, waits for what runs, and is done when all have ended."""
+    def away(jobs):
+        raise SchedulerAway("squeue does not answer")
+
+    root = campaign(tmp_path / "c", **SMALL).root
+    cluster = ShuffledCluster(0)
+    cluster.cancel = away
+    driven = controller(root, cluster)
+    while not driven.active or len(driven.in_flight()) < 2:
+        driven.step()
+    flying = [a for _, a in driven.in_flight()]
+    orders.give(driven.campaign, "cancel")
+    driven.step()
+    assert all((a.folder / "stop.json").exists() for a in flying) and not list((root / "inbox").iterdir())
+    assert "squeue does not answer" in (root / "events.log").read_text()
+    assert driven.in_flight() and not driven.finished
+    finish(driven)
+    assert not driven.in_flight() and all(c.stage == Stage.HELD for c in driven.active.values())
+
+
+def test_what_was_killed_before_it_could_save_does_not_use_up_the_time_limit(tmp_path):
+    def work(attempt, job):
+        if (job["kind"], job["candidate"]) == ("train", "c0001") and job["attempt"] <= 3:
+            return {"outcome": Outcome.PREEMPTED, "cause": "killed-at-stop" if job["attempt"] == 2 else "stopped", "message": "", "payload": {},
+                    "run_seconds": 100.0}
+        return noop_work(attempt, job)
+
+    root = campaign(tmp_path / "c", search={"candidates": 1, "train_seeds": [0]}, jobs={"train_min": 10.0}).root
+    drive(root, InlineCluster(work))
+    seconds = [files.read_json(root / f"candidates/c0001/attempts/train-s0-{n}/job.json")["limits"]["seconds"] for n in (1, 2, 3, 4)]
+    assert seconds == [600, 500, 500, 400]
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"kind": "explode", "id": null}', '{"hello": 1}'])

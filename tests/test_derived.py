@@ -54,6 +54,12 @@ def test_ablate_runs_the_entry_without_each_of_its_mechanisms(origin):
     assert found["c0001"]["code"] == entry.code
     assert all(found[f"c{2 + i:04d}"]["code"]["algorithm.py"].endswith(f"ALGORITHM = ALGORITHM.without({m!r})\n")
                for i, m in enumerate(entry.proposal["mechanisms"]))
+    data, whole = derived.report("ablate", target), found["c0001"]["score"]["by_seed"]
+    assert [e["mechanism"] for e in data["effects"]] == list(entry.proposal["mechanisms"])
+    for e in data["effects"]:
+        part = found[e["id"]]["score"]["by_seed"]
+        assert e["effect"] == pytest.approx(sum(whole[s] - part[s] for s in whole) / len(whole)) and e["ci"][0] < e["effect"] < e["ci"][1]
+        assert f"{e['mechanism']}  {e['effect']:+.1f}" in derived.report_text(data)
 
 
 def test_a_rerun_says_what_came_again(origin):

@@ -58,10 +58,14 @@ def test_a_good_site_has_nothing_to_cure(slurm_on_path):
     ({"partitions": ["gpu"], "nodes": 8}, {}, "train: partition", "fail", "allows 4 nodes", "nodes: 4"),
     ({"max_array": 1001}, {}, "arrays", "fail", "MaxArraySize 1001", "max_array: 1000"),
     ({"max_submit": 20000}, {}, "jobs", "fail", "MaxJobCount 10000", "max_submit: 1000"),
-    ({"max_submit": 200}, {"sacctmgr": "\n50\n"}, "jobs", "warn", "may have 50 jobs", "max_submit: 50"),
+    ({"max_submit": 200}, {"sacctmgr": "lab|\nlab|50\n"}, "jobs", "warn", "may have 50 jobs", "max_submit: 47"),
+    ({"max_submit": 48, "account": "lab"}, {"sacctmgr": "other|5\nlab|50\n"}, "jobs", "warn", "may have 50 jobs", "max_submit: 47"),
+    ({"max_submit": 48, "stages": {"check": {"qos": "small"}}}, {"sacctmgr": "|40|\n"}, "jobs", "warn", "may have 40 jobs", "max_submit: 37"),
+    ({"stages": {"controller": {"partitions": ["nowhere"]}}}, {}, "controller: partition", "fail", "there is no nowhere", "stages.controller"),
+    ({"stages": {"serve": {"partitions": ["nowhere"]}}}, {}, "serve: partition", "warn", "there is no nowhere", "stages.serve"),
     ({}, {"show_config": CONFIG.replace("= 1\n", "= 0\n")}, "requeue", "warn", "JobRequeue is 0", "requeue: false"),
     ({}, {"show_config": CONFIG.replace("preempt_send_user_signal", "x")}, "preemption", "warn", "KillWait 30 sec", "checkpoint_every"),
-    ({"partitions": ["gpu", "scavenger"]}, {}, "train: partition", "warn", "without GraceTime", "checkpoint_every"),
+    ({"partitions": ["gpu", "scavenger"]}, {}, "train: partition", "warn", "a GraceTime of 0 s", "checkpoint_every"),
     ({}, {"sacct": SchedulerSilent("Slurm accounting storage is disabled")}, "accounting", "warn", "disabled", "read from files"),
     ({}, {"sbatch": SchedulerSilent("allocation failure: Invalid account or account/partition combination specified")}, "check: accepted", "fail", "Invalid account", "partitions"),
     ({}, {"sbatch": SchedulerSilent("allocation failure: Invalid qos specification")}, "train: accepted", "fail", "Invalid qos", "qos:"),
@@ -158,7 +162,7 @@ def test_a_probe_of_one_node_answers_everything(tmp_path, monkeypatch):
     rebuild(tmp_path)
     files.write_json(tmp_path / "asked.json", {"config": config.Config().dump()})
     monkeypatch.setenv("POISE_JOB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(probe.jobs, "place", lambda: Place(0, 1, 0, "7", 0, "127.0.0.1"))
+    monkeypatch.setattr(probe.jobs, "place", lambda: Place(0, 1, 0, "7", 0, ("127.0.0.1",)))
     probe.main(tmp_path)
     said = json.loads((tmp_path / "node-0.json").read_text())
     assert {k: v for k, v in said.items() if isinstance(v, dict) and "error" in v} == {}

@@ -108,10 +108,26 @@ def test_a_stop_signal_lets_the_worker_save(tmp_path, number):
     assert (result["outcome"], result["cause"]) == (Outcome.PREEMPTED, "stopped") and "after tick" in result["message"]
 
 
-def test_who_does_not_stop_is_killed_and_resumable(tmp_path, monkeypatch):
+def test_a_word_in_the_folder_stops_a_job_without_the_scheduler(tmp_path):
+    attempt = h.write_job(tmp_path / "a", "works_until_stopped")
+    process = start(attempt)
+    until((attempt / "progress.json").exists, "no progress")
+    files.create_exclusive(attempt / jobs.STOP, {})
+    result = ended(process, attempt)
+    assert (result["outcome"], result["cause"]) == (Outcome.PREEMPTED, "stopped")
+
+
+def test_a_job_that_was_stopped_before_it_began_does_nothing(tmp_path):
+    attempt = h.write_job(tmp_path / "a", "nothing")
+    files.create_exclusive(attempt / jobs.STOP, {})
+    result = ended(start(attempt), attempt)
+    assert (result["outcome"], result["cause"], result["run_seconds"]) == (Outcome.PREEMPTED, "cancelled", 0.0)
+    assert not (attempt / "log.out").exists()
+
+
+def test_who_does_not_stop_within_the_sites_warning_is_killed_and_resumable(tmp_path):
     attempt = h.write_job(tmp_path / "a", "ignores_the_stop")
-    process = subprocess.Popen([sys.executable, "-c", "import sys; from poise_hpc import jobs; jobs.GRACE_S = 1.0; jobs.run_attempt(sys.argv[1])",
-                                str(attempt)], env=os.environ | {"PYTHONPATH": os.pathsep.join([h.HERE, os.environ.get("PYTHONPATH", "")])})
+    process = start(attempt, POISE_JOB_GRACE_S="1")
     until((attempt / "progress.json").exists, "no progress")
     process.send_signal(signal.SIGTERM)
     result = ended(process, attempt)
@@ -168,7 +184,7 @@ def test_a_job_that_starts_after_the_end_does_nothing(tmp_path):
 
 
 def place(job_id: str, restart: int = 0, rank: int = 0) -> jobs.Place:
-    return jobs.Place(rank, 2, rank, job_id, restart, None)
+    return jobs.Place(rank, 2, rank, job_id, restart)
 
 
 def test_claims_go_by_job_and_restart(tmp_path):
@@ -193,15 +209,41 @@ def test_ranks_of_a_twin_job_do_not_start(tmp_path):
     assert not jobs.claimed_by_my_job(tmp_path, place("1", restart=1, rank=1), patience_s=0.3)  # its rank 0 is not there
 
 
+# --- nodes
+
+@pytest.mark.parametrize(("nodelist", "expected"), [
+    ("n1", ["n1"]), ("gpu[03-05,9],x", ["gpu03", "gpu04", "gpu05", "gpu9", "x"]), ("127.0.1.[1-2]", ["127.0.1.1", "127.0.1.2"]),
+    ("r[1-2]n[08-09]-ib,login", ["r1n08-ib", "r1n09-ib", "r2n08-ib", "r2n09-ib", "login"])])
+def test_slurms_node_lists(nodelist, expected):
+    assert list(jobs.hosts(nodelist)) == expected
+
+
+@pytest.mark.parametrize(("nodes", "failed", "expected"), [
+    (("a", "b"), [0, 1], ["b"]),              # the ranks of b say nothing
+    (("a", "b"), [2, 0, 1, 3], ["b"]),        # all have spoken: rank 2 first
+    (("a", "b", "c", "d"), [0, 2], ["b", "d"]),
+    (("a", "b"), [0, 2, 3], ["a"]),           # a rank beside this one
+    (("a",), [0, 1, 2, 3], ["a"])])
+def test_which_nodes_are_to_be_avoided(tmp_path, monkeypatch, nodes, failed, expected):
+    """Four ranks, two or one or four to a node; those of `failed` have left an outcome, in this order."""
+    monkeypatch.setattr(jobs, "LAST_WORDS_S", 0.0)
+    for age, rank in enumerate(failed):
+        files.write_json(tmp_path / f"outcome-{rank}.json", {"outcome": "infra_error", "restart": 0})
+        os.utime(tmp_path / f"outcome-{rank}.json", (1000 + age, 1000 + age))
+    assert jobs.Supervisor({"limits": {}}, tmp_path, jobs.Place(0, 4, 0, "1", 0, nodes))._suspects() == expected
+
+
 # --- walls
 
 def test_no_secret_of_the_environment_reaches_the_worker(tmp_path):
     attempt = h.write_job(tmp_path / "a", "environment")
     secrets = {"OPENAI_API_KEY": "s3cret", "HF_TOKEN": "s3cret", "AWS_SECRET_ACCESS_KEY": "s3cret", "TORCH_PASSWORD": "s3cret",
-               "https_proxy": "http://u:s3cret@proxy", "FAVOURITE": "s3cret"}
+               "https_proxy": "http://u:s3cret@proxy", "FAVOURITE": "s3cret", "SITE_KEY": "s3cret"}
+    secrets |= {"POISE_JOB_VARIABLES": "LIBRARY_PATH SITE_KEY", "LIBRARY_PATH": "/site/lib"}  # what a site file sets
     assert ended(start(attempt, OMP_NUM_THREADS="7", **secrets), attempt)["outcome"] == Outcome.SUCCEEDED
     env = h.said(attempt)
     assert "s3cret" not in str(env)
+    assert env["LIBRARY_PATH"] == "/site/lib"
     assert env["OMP_NUM_THREADS"] == "1" and env["HOME"] == env["TMPDIR"] == str(attempt / "tmp") and env["HF_HUB_OFFLINE"] == "1"
 
 
@@ -337,6 +379,6 @@ def test_a_requeued_jobs_own_stale_cache_stays(tmp_path):
 
 
 def test_ranks_meet_at_one_port_that_no_outgoing_connection_takes():
-    ports = {(id, restart): {jobs.port_of(jobs.Place(rank, 4, rank % 2, str(id), restart, "n1")) for rank in range(4)} for id in range(500) for restart in (0, 1)}
+    ports = {(id, restart): {jobs.port_of(jobs.Place(rank, 4, rank % 2, str(id), restart, ("n1", "n2"))) for rank in range(4)} for id in range(500) for restart in (0, 1)}
     assert all(len(found) == 1 and 20000 <= min(found) < 32000 for found in ports.values())
     assert sum(ports[id, 0] != ports[id, 1] for id in range(500)) >= 499

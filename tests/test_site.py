@@ -33,7 +33,7 @@ def test_examples_are_those_expected():
     assert EXAMPLES == ["apptainer_scavenger", "cpu_only", "gpu_account", "gres_modules", "local", "virtual"]
 
 
-@pytest.mark.parametrize("stage", ["train", "check"])
+@pytest.mark.parametrize("stage", ["train", "check", "controller", "serve"])
 @pytest.mark.parametrize("name", [name for name in EXAMPLES if name != "local"])
 def test_examples_render_to_the_golden_text(name: str, stage: str):
     found = site.load(SITES / f"{name}.yaml")
@@ -57,7 +57,9 @@ def refusal(data: Any) -> str:
     ({"stages": {"trian": {"time_min": 60}}}, "did you mean 'stages.train'?"),
     ({"stages": {"train": {"time_min": 0}}}, "'stages.train.time_min': input should be greater than or equal to 1, got 0"),
     ({"stages": {"train": {"time_min": "4:00:00"}}}, "'stages.train.time_min': input should be a valid integer, got '4:00:00'"),
-    ({"stages": {"train": {}}}, "'stages.train.time_min' is missing"),
+    ({"stages": {"train": 60}}, "'stages.train'"),
+    ({"stages": {"train": {"constraint": "a b"}}}, "'stages.train.constraint"),
+    ({"stages": {"check": {"cpus": 0}}}, "'stages.check.cpus'"),
     ({"account": 4711}, "'account': input should be a valid string, got 4711"),
     ({"account": "a b"}, "'account'"),
     ({"constraint": "a\n#SBATCH --uid=0"}, "'constraint'"),
@@ -106,6 +108,18 @@ def test_layout_fills_nodes_equally():
     for ranks in (7, 11, 13):
         with pytest.raises(UsageError, match=f"{ranks} ranks do not fit this site: 3 node"):
             site.layout(found, ranks)
+
+
+def test_ranks_that_hold_one_sampler_are_on_one_node():
+    found = site.parse({"nodes": 3, "ranks_per_node": 4})
+    for ranks, together in ((4, 4), (8, 2), (12, 4)):
+        site.check_ranks(found, ranks, together)
+    for ranks, together in ((8, 8), (6, 2), (12, 3)):  # 4, 3 and 4 on each node
+        with pytest.raises(UsageError, match="rollout.tensor_parallel"):
+            site.check_ranks(found, ranks, together)
+    with pytest.raises(UsageError, match="13 ranks do not fit this site"):
+        site.check_ranks(found, 13, 1)
+    site.check_ranks(site.parse({"scheduler": "local"}), 8, 4)
 
 
 def test_memory_and_gpus_are_for_the_ranks_of_one_node():

@@ -2,17 +2,20 @@
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
+import signal
+import time
 from collections.abc import Iterator
 from datetime import datetime
 from typing import NamedTuple
 
 import pytest
 from helpers_slurm import DAEMON_PATH, VirtualCluster, needs_slurm, until, virtual_cluster
-from helpers_slurm_campaign import NOOP, attempts, controller, drive, noop, point_at, running
+from helpers_slurm_campaign import NOOP, SITE, attempts, controller, drive, events, noop, point_at, running
 
 from poise_hpc import archive
-from poise_hpc.types import Outcome, Stage
+from poise_hpc.types import Outcome, PoiseError, Stage
 
 missing = [name for name in ("slurmdbd", "mariadbd", "sacct") if shutil.which(name, path=DAEMON_PATH) is None]
 pytestmark = [*needs_slurm, pytest.mark.skipif(bool(missing), reason=f"no accounting here: {', '.join(missing)} not installed")]
@@ -81,3 +84,55 @@ def test_accounting_and_the_archive_agree(cluster, tmp_path, monkeypatch):
             # A job that is told to stop has an end in accounting from then on, and may take until it is killed.
             assert any(a.start - 1 <= begun and result["ended"] <= a.end + (1 if a.state == "COMPLETED" else KILL_WAIT)
                        for a in found if a.id == id), (id, result, found)
+
+
+@pytest.fixture(scope="module")
+def limits(cluster) -> None:
+    """From here on the cluster takes jobs of account `lab` only, and of QOS `small` one at a time, two in the queue."""
+    user = pwd.getpwuid(os.getuid()).pw_name
+    for words in ("add account lab", "add qos small MaxJobsPerUser=1 MaxSubmitJobsPerUser=2", f"add user {user} account=lab",
+                  f"modify user {user} set qos+=small"):
+        cluster.run("sacctmgr", "-i", *words.split())
+    with cluster.conf.open("a") as conf:
+        conf.write("AccountingStorageEnforce=associations,limits,qos\n")
+    cluster.kill("slurmctld", signal.SIGTERM)
+    assert cluster.script("start", "--accounting").returncode == 0
+
+
+@pytest.fixture
+def enforced(cluster, limits, monkeypatch) -> VirtualCluster:
+    point_at(cluster, monkeypatch, PYTHONPATH=NOOP)
+    return cluster
+
+
+def test_limits_of_a_qos_are_waited_out(enforced, tmp_path):
+    """Two jobs in the queue at most, and a campaign that wants more: sbatch says no, again and again, and nothing is lost or doubled."""
+    made = noop(tmp_path / "c", search={"candidates": 2, "train_seeds": [0, 1, 2]})
+    site = tmp_path / "site.yaml"
+    site.write_text(f"base: {SITE}\naccount: lab\nqos: small\n")
+    made.set_site(site)
+    driven = controller(made)
+    driven.cluster.clock = faster = lambda: 10 * time.time()  # patience after "not now" is 15 s and more
+    driven.cluster.queue.clock = faster
+    drive(driven)
+    told = events(made)
+    assert "the scheduler does not take jobs now" in told
+    records = [archive.read(path) for path in sorted(made.records.glob("*.h5"))]
+    assert [r.outcome for r in records] == [Outcome.SUCCEEDED] * 3
+    assert all(len([a for a in r.attempts if a["stage"] == Stage.TRAIN and a["outcome"] == Outcome.SUCCEEDED]) == 3 for r in records)
+
+
+@pytest.mark.parametrize(("wrong", "word"), [("account: nobodys", "account"), ("account: lab\nqos: nonesuch", "qos")])
+def test_an_account_that_is_not_ours_is_refused_and_corrected(enforced, tmp_path, wrong, word):
+    made = noop(tmp_path / "c", search={"candidates": 0})
+    for text, error in ((wrong, True), ("account: lab", False)):
+        site = tmp_path / "site.yaml"
+        site.write_text(f"base: {SITE}\n{text}\n")
+        made.set_site(site)
+        driven = controller(made)
+        if error:
+            with pytest.raises(PoiseError, match=f"(?i)sbatch refused.*{word}.*Correct the site file"):
+                drive(driven)
+        else:
+            drive(driven)
+    assert archive.read(made.records / "c0000.h5").outcome == Outcome.SUCCEEDED

@@ -87,6 +87,22 @@ def test_drain_finishes_what_runs(here, tmp_path):
     assert [e.id for e in driven.archive.entries] == ["c0000"]
 
 
+@pytest.mark.slow
+def test_a_run_longer_than_the_walltime_saves_at_the_warning_and_goes_on(here, tmp_path, monkeypatch):
+    """Slurm's own clock: warned 60 s before 3 minutes are over, or up to a minute earlier; never killed."""
+    monkeypatch.setenv("OMP_NOOP_STEP_S", "5")
+    made = noop(tmp_path / "c", search={"candidates": 0, "train_seeds": [0]}, train={"steps": 30})
+    site = tmp_path / "short.yaml"
+    site.write_text(f"base: {SITE}\nsignal_lead_s: 60\nstages: {{train: {{time_min: 3}}}}\n")
+    made.set_site(site)
+    driven = controller(made)
+    drive(driven, limit_s=290)
+    first, last = attempts(driven, Stage.TRAIN)
+    assert (first.outcome, first.result["cause"]) == (Outcome.PREEMPTED, "stopped") and 50 < first.result["run_seconds"] < 130
+    assert last.outcome is Outcome.SUCCEEDED and first.result["run_seconds"] + last.result["run_seconds"] > 150  # nothing done twice
+    assert last.result["run_seconds"] < 110
+
+
 # --- a scheduler that is away, a controller that dies
 
 

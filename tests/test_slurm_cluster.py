@@ -9,7 +9,7 @@ import pytest
 import submitit
 from helpers_campaign import campaign
 
-from poise_hpc import jobs, jobspec, scheduler, site
+from poise_hpc import jobs, jobspec, scheduler, site, standalone
 from poise_hpc.cluster import SlurmCluster
 from poise_hpc.scheduler import FINAL, Gone, SchedulerSilent, Submitted, elements
 from poise_hpc.types import Outcome, PoiseError
@@ -432,7 +432,7 @@ def test_cancel_sees_what_was_submitted_a_moment_ago(slurm, tmp_path):
 
 def test_cancel_says_when_nothing_was_cancelled(slurm, tmp_path):
     slurm.queue = SchedulerSilent("down")
-    with pytest.raises(PoiseError, match="no job was cancelled"):
+    with pytest.raises(PoiseError, match="squeue does not answer"):
         cluster(slurm).cancel([job(tmp_path)])
     cluster(slurm).cancel([])  # nothing to cancel needs no scheduler
 
@@ -479,6 +479,14 @@ def attempts(folder: Path, count: int) -> list[Path]:
     return found
 
 
+def test_sbatch_that_hangs_is_left_alone(slurm, tmp_path, sbatch, monkeypatch):
+    """The scheduler may have taken the job: it is looked up by its name before another is submitted."""
+    monkeypatch.setattr("poise_hpc.cluster.SBATCH_S", 0.3)
+    sbatch("sleep 60")
+    fake = cluster(slurm)
+    assert fake.submit(attempts(tmp_path, 1), PREFIX + "x", "check", 1) is None and fake.batches([("c", "")]) == []
+
+
 def test_one_job_and_an_array(slurm, tmp_path, sbatch):
     sbatch('cp "${@: -1}" "$(dirname "$0")/last.sh"; env >"$(dirname "$0")/env"; echo Submitted batch job 41')
     fake, name = cluster(slurm, max_parallel=5), PREFIX + "c0001-evaluate-s0@1@a b-1"
@@ -487,6 +495,31 @@ def test_one_job_and_an_array(slurm, tmp_path, sbatch):
     assert "--array" not in text and f"#SBATCH --job-name='{name}'" in text and "--kill-on-bad-exit=1" in text
     assert [a["job_id"] for a in fake.submit(attempts(tmp_path, 3), name, "evaluate", 1)] == ["41_0", "41_1", "41_2"]
     assert "#SBATCH --array=0-2%3" in (tmp_path / "bin" / "last.sh").read_text()  # never more at a time than there are
+
+
+@pytest.mark.parametrize("others", [True, False])
+def test_a_repeat_avoids_the_nodes_of_the_failures_if_there_are_others(slurm, tmp_path, sbatch, others):
+    refuse = "" if others else """grep -q -e '--exclude=.*n2' "${@: -1}" && echo 'Requested node configuration is not available' >&2 && exit 1"""
+    sbatch(f'cp "${{@: -1}}" "$(dirname "$0")/last.sh"; {refuse}\necho Submitted batch job 41')
+    (attempt,) = attempts(tmp_path, 1)
+    scheduler.files.write_json(attempt / "job.json", {"avoid": ["n2", "n5"]})
+    (answer,) = cluster(slurm, exclude="bad[1-2]").submit([attempt], PREFIX + "x", "check", 1)
+    text = (tmp_path / "bin" / "last.sh").read_text()
+    assert f"#SBATCH --exclude=bad[1-2]{',n2,n5' * others}\n" in text.replace("'", "")
+    assert answer["job_id"] == "41" and answer.get("avoided", []) == ["n2", "n5"] * others
+
+
+def test_a_dry_run_shows_what_sbatch_gets(slurm, tmp_path, sbatch):
+    sbatch('cp "${@: -1}" "$(dirname "$0")/last.sh"; echo Submitted batch job 41')
+    made = campaign(tmp_path / "it's 100 % mine", search={"train_seeds": [0, 1]})
+    made.set_site(Path(__file__).parents[1] / "configs" / "sites" / "gres_modules.yaml")
+    shown = standalone.submissions(made.root, made.config, None, made.root)["scripts"]["train"]
+    folders = [made.candidates / "cNNNN" / "attempts" / f"train-s{seed}-1" for seed in (0, 1)]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    prefix = jobspec.job_prefix(made)
+    SlurmCluster(site.load(made.root / "site.yaml"), prefix, slurm).submit(folders, f"{prefix}cNNNN-train-s0-1", "train", 1)
+    assert (tmp_path / "bin" / "last.sh").read_text() == shown and "--array=0-1%2" in shown
 
 
 def test_a_job_inherits_neither_keys_nor_the_shape_of_the_controllers_own_job(slurm, tmp_path, sbatch, monkeypatch):
@@ -503,7 +536,9 @@ NOT_NOW = ["Batch job submission failed: Unable to contact slurm controller (con
            "Batch job submission failed: Socket timed out on send/recv operation", "Slurm temporarily unable to accept job, sleeping and retrying",
            "AssocMaxSubmitJobLimit. Batch job submission failed: Job violates accounting/QOS policy (job submit limit, ...)",
            "QOSMaxSubmitJobPerUserLimit", "Batch job submission failed: Resource temporarily unavailable",
-           "Batch job submission failed: Required partition not available (inactive or drain)", "Zero Bytes were transmitted or received"]
+           "Batch job submission failed: Required partition not available (inactive or drain)", "Zero Bytes were transmitted or received",
+           "Slurm backup controller in standby mode", "Protocol authentication error", "Communication connection failure",
+           "Message send failure", "Requested operation is presently disabled", "I/O error writing script"]
 
 
 @pytest.mark.parametrize("said", NOT_NOW)
@@ -521,6 +556,22 @@ def test_not_now_waits_longer_each_time(slurm, tmp_path, sbatch, said):
         slurm.now += 1
     sbatch("echo Submitted batch job 41")
     assert fake.submit(attempts(tmp_path, 1), PREFIX + "x", "check", 1) and fake.batches(wanted) == [wanted]
+
+
+def test_a_submit_limit_makes_arrays_smaller_until_one_fits(slurm, tmp_path, sbatch):
+    """An array counts as all its elements: one larger than the limit would never be taken."""
+    class C:
+        id, stage = "c0001", "train"
+
+    sbatch("""grep -qE -e '--array=0-([2-9]|[0-9]{2})' "${@: -1}" && echo QOSMaxSubmitJobPerUserLimit >&2 && exit 1\necho Submitted batch job 41""")
+    fake, wanted, sizes = cluster(slurm, max_array=8), [(C, f"s{i}") for i in range(7)], []
+    while wanted:
+        (batch, *_), slurm.now = fake.batches(wanted), slurm.now + 1
+        sizes.append(len(batch))
+        if fake.submit(attempts(tmp_path, len(batch)), PREFIX + "x", "train", 1):
+            wanted = wanted[len(batch):]
+        slurm.now += 600
+    assert sizes == [7, 3, 1, 2, 4, 2, 2]
 
 
 def test_after_not_now_the_other_batches_of_the_step_are_not_tried(slurm, tmp_path, sbatch):

@@ -3,6 +3,7 @@ what the shell does with their exit codes, signals and files."""
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -108,6 +109,27 @@ class TestReal:
                 start(cluster, tmp_path, "controller-step.sbatch", campaign)
                 until(lambda: jobs(cluster) == [], f"the chain does not end: {name}")
                 assert len(steps(campaign)) == 1
+
+    def test_one_node_without_poise_does_not_end_the_chain_three_in_a_row_do(self, tmp_path: Path):
+        with virtual_cluster(nodes=1) as cluster:
+            campaign = new_campaign(tmp_path, enough=9, code="127")
+            start(cluster, tmp_path, "controller-step.sbatch", campaign)
+            until(lambda: jobs(cluster) == [], "the chain does not end")
+            assert len(steps(campaign)) == 3 and not list(tmp_path.glob("*.failed"))
+
+    def test_a_refused_link_is_tried_again(self, tmp_path: Path):
+        """sbatch takes the first job, refuses its first link, and takes what follows."""
+        stand_in = tmp_path / "bin" / "sbatch"
+        stand_in.parent.mkdir()
+        real = shutil.which("sbatch")
+        stand_in.write_text(f"""#!/bin/bash\necho x >>"{tmp_path}/calls"\n[ "$(wc -l <"{tmp_path}/calls")" != 2 ] || exit 1\nexec {real} "$@"\n""")
+        stand_in.chmod(0o755)
+        with virtual_cluster(nodes=1) as cluster:
+            campaign = new_campaign(tmp_path, enough=2)
+            start(cluster, tmp_path, "controller-step.sbatch", campaign, PATH=f"{stand_in.parent}:{os.environ['PATH']}", POISE_LINK_PAUSE_S="0")
+            until(lambda: jobs(cluster) == [], "the chain does not end")
+            assert len(steps(campaign)) == 2
+            assert "Slurm takes no further link now" in next(tmp_path.glob("poise-drive-*.out")).read_text()
 
     def test_a_killed_link_is_followed_by_the_next(self, tmp_path: Path):
         with virtual_cluster(nodes=1) as cluster:

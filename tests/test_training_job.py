@@ -1,6 +1,7 @@
 """The training job as a process: several ranks, kills, damaged checkpoints, stop requests."""
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import signal
@@ -196,6 +197,22 @@ def test_no_other_code_is_trained_than_was_proposed(tmp_path):
     (tmp_path / "algorithm.py").write_text(h.PACKAGE)
     with pytest.raises(files.CorruptFile, match="algorithm.py is not what its manifest says"):
         job.make_trainer(h.make_config(), {"package": str(tmp_path), "manifest": {"algorithm.py": "0" * 64}}, None)
+
+
+def held() -> int:
+    """Bytes of all tensors that Python knows of."""
+    gc.collect()
+    storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in gc.get_objects() if isinstance(x, torch.Tensor)}
+    return sum(storages.values())
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_what_evaluates_next_has_the_memory(tmp_path, stage):
+    h.start_alone()
+    attempt, before = h.write_job(tmp_path, h.make_config({"zero_stage": stage, "steps": 1})), held()
+    job.run(json.loads((attempt / "job.json").read_text()), attempt)
+    share = sum(p.numel() for p in h.tiny_model("gpt2").parameters()) if stage == 3 else 0  # that one rank of one has
+    assert held() - before <= 24 * share
 
 
 def test_snapshot_steps():

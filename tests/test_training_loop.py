@@ -43,6 +43,22 @@ def test_steps_are_repeatable_to_the_bit_and_depend_on_the_seed():
     assert rows[0] != rows[2]
 
 
+def test_policy_is_computed_by_reproducible_operations_only():
+    """On a GPU attention has a reproducible backward only where what has none raises."""
+    trainer, seen = h.make_trainer(h.make_config()), []
+    def note(*_):
+        seen.append((torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()))
+    norm = trainer.engine.model.model.norm
+    norm.weight.register_hook(note)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    trainer.rollouts(0, loop.metrics.Stopwatch())
+    norm.register_forward_pre_hook(note)  # sampling goes through the same module
+    one = torch.zeros(1, 1, dtype=torch.long)
+    trainer.engine.backward(trainer.engine([[0]], one[0], one, one[0] + 1)[0].sum())
+    assert seen == [(True, False)] * 2
+    assert torch.is_deterministic_algorithms_warn_only_enabled()
+
+
 def test_global_random_state_does_not_matter():
     a, b = h.make_trainer(h.make_config()), h.make_trainer(h.make_config())
     torch.manual_seed(1)

@@ -6,8 +6,13 @@ from pathlib import Path
 import helpers_training as h
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from poise_hpc import config
+from poise_hpc.training import checkpoint
+from poise_hpc.training.engine import Engine
+from poise_hpc.training.policy import Policy
+from poise_hpc.training.ranks import Ranks
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +44,21 @@ def test_bfloat16_gradients_point_the_same_way(found, world, stage):
     plain, lean = (torch.cat([g.flatten() for g in r["gradient"].values()]) for r in results)  # clipped: the direction
     assert torch.cosine_similarity(plain, lean, dim=0) > 0.995
     assert results[1]["row"]["gradient_norm"] == pytest.approx(results[0]["row"]["gradient_norm"], rel=0.03)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "qwen2"])
+def test_spread_weights_are_saved_whole_and_never_held_whole(kind, tmp_path):
+    """ZeRO-3 with a sampler that has weights of its own. GPT-2's head is its embedding."""
+    h.start_alone()
+    start = h.tiny_model(kind)
+    start.save_pretrained(tmp_path / "start")
+    engine = Engine(Policy(h.tiny_model(kind), 1.0), h.make_config({"zero_stage": 3}).train, "float32", Ranks(), sampled=False)
+    name, _ = checkpoint.snapshot(tmp_path, 1, engine.model, engine.weights(), tmp_path / "start")
+    saved, wanted = (AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (tmp_path / "snapshots" / name, tmp_path / "start"))
+    assert saved.keys() == wanted.keys() and all(saved[k].equal(wanted[k]) for k in wanted)
+    assert sum(p.numel() for m in engine._engine.modules() for p in m.parameters(recurse=False)) == 0
+    with pytest.raises(AssertionError, match="sampled=False"):
+        engine.full_model()
 
 
 FRAGMENTS = sorted((Path(__file__).parents[1] / "configs" / "deepspeed").glob("*.yaml"))

@@ -82,8 +82,8 @@ class TestReal:
 
     def test_four_ranks_on_two_nodes_find_their_head(self):
         with virtual_cluster(nodes=2) as cluster:
-            code = ("import os, socket; from poise_hpc.jobs import place; p = place(); socket.gethostbyname(p.head); "
-                    "print(p.rank, p.ranks, p.local_rank, p.head, os.environ['SLURMD_NODENAME'])")
+            code = ("import os, socket; from poise_hpc.jobs import place; p = place(); socket.gethostbyname(p.nodes[0]); "
+                    "print(p.rank, p.ranks, p.local_rank, p.nodes[0], os.environ['SLURMD_NODENAME'])")
             out = cluster.run("srun", "--nodes=2", "--ntasks-per-node=2", sys.executable, "-c", code, cwd=REPO)
             assert sorted(out.splitlines()) == ["0 4 0 127.0.1.1 127.0.1.1", "1 4 1 127.0.1.1 127.0.1.1",
                                                 "2 4 0 127.0.1.1 127.0.1.2", "3 4 1 127.0.1.1 127.0.1.2"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from .. import __version__
-from . import again, looking, planning, running, steering, stores, tools
+from . import again, exporting, looking, planning, running, steering, stores, tools
 from .common import Group
 from .driving import Progress, build
 
@@ -37,8 +37,9 @@ def data() -> None:
 
 
 main.under("Run", planning.plan, running.run, running.step, tools.doctor)
-main.under("Look", looking.status, looking.watch, looking.leaderboard, looking.show, looking.logs)
+main.under("Look", looking.status, looking.watch, looking.leaderboard, looking.show, looking.logs, looking.report)
 main.under("Test what was found", again.confirm, again.ablate, again.transfer, again.rerun, again.replay)
+main.under("Take a winner along", exporting.export)
 main.under("Your own algorithm", tools.check, steering.add)
 main.under("Guide the search", steering.directive, steering.idea, steering.pin, steering.veto)
 main.under("Stop and go on", steering.hold, steering.retry, steering.drain, steering.cancel)

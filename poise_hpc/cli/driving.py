@@ -59,13 +59,15 @@ def create(root: Path, config: Any, cache_dir: Path | None) -> Any:
 
 
 def fit(config: Any, site_file: Path | None, force: bool) -> None:
-    """Refuse what cannot fit the GPUs that the site file describes; warn of what is tight."""
+    """Refuse what cannot fit the nodes and the GPUs that the site file describes; warn of what is tight."""
     if site_file is None or not site_file.exists():
         return
     from .. import site
     from ..planning import plan
 
-    if warning := plan.check(config, site.load(site_file), force):
+    described = site.load(site_file)
+    site.check_ranks(described, config.jobs.ranks, config.rollout.tensor_parallel)
+    if warning := plan.check(config, described, force):
         click.echo(warning, err=True)
 
 

@@ -1,4 +1,4 @@
-"""Look at a campaign; nothing here writes to it."""
+"""Look at a campaign; nothing here writes to it, but for `report`, its page."""
 from __future__ import annotations
 
 import json
@@ -76,3 +76,16 @@ def logs(campaign: Path, candidate: str, lines: int, as_json: bool) -> None:
     from ..campaign import Campaign
 
     emit(views.logs(Campaign.open(campaign), candidate, lines), as_json, views.logs_text)
+
+
+@click.command()
+@campaign_argument
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="The file. Without it: CAMPAIGN/report/report.html.")
+@click.option("--candidates", type=click.IntRange(0), default=30, show_default=True, help="How many of the best get a section of their own.")
+@as_json
+def report(campaign: Path, out: Path | None, candidates: int, as_json: bool) -> None:
+    """Everything about the search as one HTML file. Self-contained: figures, tables, details, provenance."""
+    from ..campaign import Campaign
+    from ..report import page
+
+    emit(page.write(Campaign.open(campaign), out, candidates), as_json, page.summary_text)

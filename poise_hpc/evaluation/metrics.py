@@ -52,6 +52,20 @@ def merge(elements: Iterable[Mapping[str, Any]], benchmarks: Mapping[str, Benchm
     return {"points": points, "curve": fmean(overall), "final": overall[-1]}
 
 
+def last_point(table: Any, benchmarks: Mapping[str, Benchmark]) -> dict[str, dict[str, float]]:
+    """"hard/pass@32" -> training seed -> points, at the last evaluation point, from an entry's `evaluations` (rows of
+    `entry.EVALUATION_ROW`). Their mean over seeds is what `Score.benchmarks` holds."""
+    out: dict[str, dict[str, float]] = {}
+    last = table[table["at"] == table["at"].max()] if len(table) else table
+    for name, benchmark in benchmarks.items():
+        rows = last[last["benchmark"] == name.encode()]
+        for seed in sorted(set(rows["seed"].tolist())):
+            of = rows[rows["seed"] == seed]
+            for kind in benchmark.metrics:
+                out.setdefault(f"{name}/{kind}", {})[str(seed)] = metric(kind, int(of["n"][0]), of["correct"].tolist())
+    return out
+
+
 def _point(elements: Mapping[str, Mapping[str, Any]], benchmarks: Mapping[str, Benchmark]) -> dict[str, Any]:
     scores, overall = {}, 0.0
     for name, benchmark in benchmarks.items():

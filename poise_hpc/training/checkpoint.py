@@ -116,12 +116,12 @@ def resume(attempt: Path, earlier: Sequence[Path], recipe: dict[str, Any], engin
     return progress
 
 
-def snapshot(attempt: Path, steps: int, model: Any, start_model: Path) -> tuple[str, str]:
-    """Save `model` (a transformers model with whole weights) with the start model's tokenizer: folder name, sha256 of the weights."""
+def snapshot(attempt: Path, steps: int, model: Any, weights: dict[str, Any], start_model: Path) -> tuple[str, str]:
+    """Save a transformers model with these (whole) weights and the start model's tokenizer: folder name, sha256 of the weights."""
     folder = attempt / "snapshots" / f"step-{steps:06d}"
 
     def write(to: Path) -> None:
-        model.save_pretrained(to)
+        model.save_pretrained(to, state_dict=weights)
         for path in start_model.iterdir():
             if path.name.startswith(KEPT) and not (to / path.name).exists():
                 shutil.copyfile(path, to / path.name)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..config import Train
 from ..types import PoiseError
+from .process import reproducible
 from .ranks import Ranks
 
 
@@ -68,12 +69,13 @@ MOMENTS = ("exp_avg", "exp_avg_sq")  # of torch's AdamW
 class Engine:
     """A policy and its optimizer, spread over the ranks."""
 
-    def __init__(self, policy: nn.Module, train: Train, dtype: str, ranks: Ranks):
+    def __init__(self, policy: nn.Module, train: Train, dtype: str, ranks: Ranks, sampled: bool = True):
+        """`sampled`: somebody samples from the model itself. ZeRO-3 leaves no rank with whole weights, so that takes a copy of them."""
         import copy
 
         self.ranks, self._norm = ranks, None
-        # ZeRO-3 leaves no rank with whole weights: what samples and saves needs a copy of its own.
-        self._copy = copy.deepcopy(policy.model) if train.zero_stage == 3 else None
+        self._spread = train.zero_stage == 3
+        whole = copy.deepcopy(policy.model) if self._spread and sampled else None
         self._plain = stage(train, dtype) == 0  # weights and moments are whole on every rank
         self._optimizer = optimizer = torch.optim.AdamW(policy.parameters(), lr=train.learning_rate, betas=train.betas,
                                       weight_decay=train.weight_decay, fused=True)
@@ -84,13 +86,16 @@ class Engine:
             optimizer.register_step_pre_hook(lambda *_: self._clip(train.gradient_clip))
         self._engine, *_ = _quiet_import().initialize(model=policy, optimizer=optimizer, config=config)
         self.device = self._engine.device
+        self._copy = None if whole is None else whole.to(self.device)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._engine(*args, **kwargs)
+        with reproducible():
+            return self._engine(*args, **kwargs)
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of this microbatch's share of J."""
-        self._engine.backward(loss * self.ranks.world)
+        with reproducible():
+            self._engine.backward(loss * self.ranks.world)
 
     def step(self, learning_rate: float) -> float:
         """One update with the gradient of J, clipped; returns its norm before clipping."""
@@ -111,18 +116,28 @@ class Engine:
 
     def whole(self, parameters: list[nn.Parameter]) -> AbstractContextManager[Any]:
         """Inside, these parameters hold all their values on every rank. Collective under ZeRO-3."""
-        return nullcontext() if self._copy is None else _quiet_import().zero.GatheredParameters(parameters)
+        return _quiet_import().zero.GatheredParameters(parameters) if self._spread else nullcontext()
 
     def full_model(self) -> nn.Module:
-        """The transformers model with whole weights: to sample from, to save. Collective under ZeRO-3."""
-        model = self._engine.module.model
-        if self._copy is None:
-            return model
-        zero = _quiet_import().zero
-        for p, q in zip(model.parameters(), self._copy.parameters(), strict=True):
-            with zero.GatheredParameters([p]), torch.no_grad():
+        """The transformers model with whole weights, to sample from. Collective under ZeRO-3."""
+        if not self._spread:
+            return self.model
+        assert self._copy is not None, "made with sampled=False"
+        for p, q in zip(self.model.parameters(), self._copy.parameters(), strict=True):
+            with self.whole([p]), torch.no_grad():
                 q.copy_(p)
         return self._copy
+
+    def weights(self) -> dict[str, Tensor]:
+        """Whole weights by name, to save; under ZeRO-3, where this is collective, in rank 0's host memory, one parameter after another."""
+        if not self._spread:
+            return self.model.state_dict()
+        here: dict[Tensor, Tensor] = {}
+        for p in self.model.parameters():
+            with self.whole([p]):
+                if self.ranks.rank == 0:
+                    here[p] = p.detach().to("cpu", copy=True)
+        return {name: here.get(value, value) for name, value in self.model.state_dict(keep_vars=True).items()}
 
     def save(self, folder: Path) -> None:
         """Whole weights and moments in float32, and the number of updates. Collective: the parameters are dealt out to the
@@ -162,6 +177,11 @@ class Engine:
             self._engine.optimizer.update_lp_params()
         for state in self._optimizer.state.values():
             state["step"].fill_(updates)
+
+    def close(self) -> None:
+        """No more steps. DeepSpeed's gradient hooks hold weights and optimizer otherwise, where the garbage collector cannot see it;
+        under ZeRO-3 they still do, of this rank's share."""
+        self._engine.destroy()
 
     def _parameters(self) -> list[tuple[str, nn.Parameter]]:
         return list(self._engine.module.named_parameters())

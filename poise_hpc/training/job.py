@@ -22,13 +22,24 @@ SHARE = 0.4  # of the GPU's memory, for vLLM's weights and cache while it sample
 
 
 def run(job: dict[str, Any], attempt_dir: Path) -> dict[str, Any]:
-    from . import checkpoint, engine, process
+    from . import engine, process
 
-    config, total = configuration.parse(job["config"]), job["config"]["train"]["steps"]
-    worker.progress("load", 0, total)
+    config = configuration.parse(job["config"])
+    worker.progress("load", 0, config.train.steps)
     process.set_up(job["threads"])
-    ranks = engine.start()
-    trainer = make_trainer(config, job, ranks)
+    trainer = make_trainer(config, job, engine.start())
+    payload = run_steps(trainer, job, attempt_dir)
+    trainer.engine.close()  # whoever evaluates now has the memory
+    del trainer
+    process.collect()
+    return payload
+
+
+def run_steps(trainer: Any, job: dict[str, Any], attempt_dir: Path) -> dict[str, Any]:
+    """All steps from the newest checkpoint on, and what they leave behind; the payload."""
+    from . import checkpoint
+
+    config, ranks, total = trainer.config, trainer.ranks, trainer.config.train.steps
     recipe = recipe_of(config, job, ranks.world)
     done = checkpoint.resume(attempt_dir, [Path(p) for p in job["resume"]], recipe, trainer.engine, ranks)
     trainer.state = done.state if done.steps else trainer.state
@@ -47,8 +58,8 @@ def run(job: dict[str, Any], attempt_dir: Path) -> dict[str, Any]:
             files.append_line(attempt_dir / "timings.jsonl", timing(row, seconds, wall, config))
         worker.progress("train", finished, total, reward=row["reward"], acc=row["acc"])
         if finished in points.values():
-            model = trainer.engine.full_model()
-            saved = checkpoint.snapshot(attempt_dir, finished, model, Path(job["model"])) if first else None
+            weights = trainer.engine.weights()
+            saved = checkpoint.snapshot(attempt_dir, finished, trainer.engine.model, weights, Path(job["model"])) if first else None
             name, sha256 = ranks.gather(saved)[0]
             snapshots[name] = sha256
         stop = ranks.any(worker.stop_requested())
@@ -82,7 +93,7 @@ def make_trainer(config: Config, job: dict[str, Any], ranks: Any) -> Any:
         return Policy(model, config.rollout.temperature, config.train.share_prompt, recompute)
 
     algorithm = load(Path(job["package"]), job.get("manifest"))
-    engine = Engine(policy(config.train.gradient_checkpointing), config.train, config.model.dtype, ranks)
+    engine = Engine(policy(config.train.gradient_checkpointing), config.train, config.model.dtype, ranks, sampled=config.rollout.engine == "hf")
     reference = policy(False).requires_grad_(False) if "ref_logp" in algorithm.needs else None
     task = load_task(config, job.get("data_sha256"))
     return Trainer(config, job["seed"], task, algorithm, engine, sampler_of(engine, config, Path(job["model"])), reference, ranks,
