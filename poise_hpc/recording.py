@@ -216,6 +216,8 @@ def headline(summary: EntrySummary) -> str:
     s = summary.score
     half = f" +- {(s.ci[1] - s.ci[0]) / 2:.1f}" if s.ci else ""
     against = f"  {s.delta:+.1f} against {BASELINE_ID}" if s.delta is not None else ""
-    verdict = "baseline" if summary.id == BASELINE_ID else summary.verdict
-    same = s.delta == 0 and s.delta_ci == (0, 0)
-    return f"{summary.name}  overall {s.overall:.1f}{half} ({len(s.by_seed)} seeds){against}  {'the same on every seed' if same else verdict}"
+    if summary.id == BASELINE_ID:  # or an entry run again: compared with nothing
+        verdict = ""
+    else:
+        verdict = "the same on every seed" if s.delta == 0 and s.delta_ci == (0, 0) else summary.verdict
+    return f"{summary.name}  overall {s.overall:.1f}{half} ({len(s.by_seed)} seeds){against}  {verdict}".rstrip()

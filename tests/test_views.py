@@ -23,13 +23,13 @@ def compared(delta, ci, **more):
 
 
 @pytest.mark.parametrize(("entry", "said", "logged"), [
-    (row("c0000", 50.0), "-", "baseline"),
+    (row("c0000", 50.0), "-", "(4 seeds)"),
     (compared(0.0, (0.0, 0.0)), "scores as c0000, on every seed", "the same on every seed"),
     (compared(0.0, (-1.0, 1.0)), "undecided", "undecided"), (compared(0.0, None), "undecided", "undecided"),
     (row("c0001", None), "failed: nonfinite-loss", "failed: nonfinite-loss")])
 def test_verdicts(entry, said, logged):
     assert views.verdict(views.archived_row(entry)) == said
-    assert recording.headline(entry).endswith(f"  {logged}")
+    assert recording.headline(entry).endswith(logged)
 
 
 def test_the_leaderboard_of_entries_that_failed_has_no_verdict_of_its_own():
