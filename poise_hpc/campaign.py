@@ -18,7 +18,8 @@ import yaml
 from . import config as configuration
 from . import files
 from .config import Config
-from .types import RESTORE_CODE, Outcome, PoiseError, Proposal, Stage, UsageError
+from .stored import read_code, read_or_explain, read_result, read_status, read_submitted, stored_proposal
+from .types import Outcome, PoiseError, Proposal, Stage, UsageError
 
 FORMAT = 1
 # What may change under an existing campaign: how long and how wide it runs, not what its numbers mean.
@@ -126,8 +127,8 @@ class Campaign:
     @classmethod
     def open(cls, root: Path) -> Campaign:
         root = Path(os.path.abspath(root))
-        meta = _read_or_explain(root / "campaign.json", "Restore it from a copy. If there is none, move it away: `leaderboard`, `show`, `rerun` and `archive` do without it",
-                                format=int, created=(int, float), versions=dict, cache_dir=str)
+        cure = "Restore it from a copy. If there is none, move it away: `leaderboard`, `show`, `rerun` and `archive` do without it"
+        meta = read_or_explain(root / "campaign.json", cure, format=int, created=(int, float), versions=dict, cache_dir=str)
         if meta is None:
             raise UsageError(f"{root} is no campaign: it has no campaign.json. `poise-hpc run {shlex.quote(str(root))}` creates one")
         if meta["format"] != FORMAT:
@@ -279,70 +280,17 @@ def load_attempts(candidate: Path) -> list[Attempt]:
         if match and entry.is_dir():
             stage, unit, number = match.groups()
             path = Path(entry.path)
-            intent = _read_or_explain(path / "intent.json", f"Delete the folder {path}, and the stage is submitted again", name=str)
+            intent = read_or_explain(path / "intent.json", f"Delete the folder {path}, and the stage is submitted again", name=str)
             if intent is None:
                 raise PoiseError(f"{path} has no intent.json. Delete the folder, and the stage is submitted again")
             out.append(Attempt(path, Stage(stage), unit or "", int(number), intent, read_submitted(path), read_result(path)))
     return sorted(out, key=lambda a: (a.stage, -1 if a.seed is None else a.seed, a.unit, a.number))
 
 
-def read_submitted(attempt: Path) -> dict[str, Any] | None:
-    return _read_or_explain(attempt / "submitted.json", "Delete it: the job is found again by its name", job_id=str)
-
-
-def read_result(attempt: Path) -> dict[str, Any] | None:
-    cure = "Delete it: the job then counts as lost and is repeated"
-    result = _read_or_explain(attempt / "result.json", cure, outcome=str, cause=str, message=str, payload=dict)
-    if result is not None and result["outcome"] not in set(Outcome):
-        raise files.CorruptFile(f"{attempt / 'result.json'} holds the outcome {result['outcome']!r}, which there is not. {cure}")
-    return result
-
-
-def read_status(candidate: Path) -> dict[str, Any] | None:
-    """None, too, if it was damaged: its attempts' results lead the candidate to its stage again."""
-    path = candidate / "status.json"
-    try:
-        status = _read_or_explain(path, "", stage=str, cause=str, message=str, forgiven=list)
-        if status is not None:
-            Stage(status["stage"]), Stage(status["held_from"] or Stage.CHECK), Outcome(status["outcome"] or Outcome.SUCCEEDED)
-    except (files.CorruptFile, KeyError, ValueError):
-        return None
-    return status
-
-
-def stored_proposal(candidate: Path) -> Proposal:
-    cure = "Restore it; proposal.md beside it says the same"
-    data = _read_or_explain(candidate / "proposal.json", cure, name=str, parents=list, mechanisms=list, hypothesis=str, proposer=str)
-    try:
-        return Proposal.from_json(data or {})
-    except TypeError as error:  # a field too many, or one too few
-        raise files.CorruptFile(f"{candidate / 'proposal.json'} is no proposal ({error}). {cure}") from None
-
-
-def _read_or_explain(path: Path, cure: str, **fields: type | tuple[type, ...]) -> Any | None:
-    """A JSON object with these fields, or None if there is no such file; CorruptFile that ends with the cure."""
-    try:
-        data = files.read_json(path)
-    except files.CorruptFile as error:
-        raise files.CorruptFile(f"{error}. {cure}") from None
-    if data is not None and not (isinstance(data, dict) and all(isinstance(data.get(name), type) for name, type in fields.items())):
-        raise files.CorruptFile(f"{path} is JSON, but not what was written there: an object{' with ' * bool(fields)}{', '.join(fields)} was wanted, "
-                                f"got {files.dumps(data)[:80]}. {cure}")
-    return data
-
-
 def latest_version(candidate: Path) -> int:
     """Of its package: one more than `versions/` keeps."""
     kept = candidate / "versions"
     return 1 + sum(e.name.isdigit() for e in os.scandir(kept)) if kept.is_dir() else 1
-
-
-def read_code(folder: Path) -> dict[str, str]:
-    """The package in a folder, file name -> text; CorruptFile if it is not what its manifest says."""
-    manifest = _read_or_explain(folder / "manifest.json", RESTORE_CODE)
-    if manifest is None:
-        raise files.CorruptFile(f"{folder / 'manifest.json'} is missing. {RESTORE_CODE}")
-    return {name: raw.decode() for name, raw in files.read_listed(folder, manifest, RESTORE_CODE).items()}
 
 
 def seed_of(unit: str) -> int | None:

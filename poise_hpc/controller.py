@@ -16,10 +16,11 @@ from typing import Any
 from . import files, jobspec, orders, packages, recording, reviewing
 from .agent.base import Author, Proposer
 from .archive import ArchiveView
-from .campaign import Attempt, Campaign, Candidate, read_result, read_submitted
+from .campaign import Attempt, Campaign, Candidate
 from .cluster import Cluster, Gone, Submitted
 from .lifecycle import AFTER_REVIEW, RESTING, THINKING, next_stage
 from .proposing import Proposing
+from .stored import read_result, read_submitted
 from .thinking import Thinking
 from .types import BASELINE_ID, Outcome, PoiseError, Stage
 

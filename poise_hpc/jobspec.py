@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from . import files
-from .campaign import Attempt, Campaign, Candidate, load_attempts, read_status, seed_of
+from .campaign import Attempt, Campaign, Candidate, load_attempts, seed_of
 from .config import Config
+from .stored import read_status
 from .types import Outcome, Stage
 
 HOME = "prepare"  # the campaign's own job lives in a folder of this name, shaped like a candidate's

@@ -13,7 +13,8 @@ from typing import Any
 
 from . import files
 from .agent.base import Draft, DraftRejected
-from .campaign import Campaign, Candidate, latest_version, read_code, stored_proposal
+from .campaign import Campaign, Candidate, latest_version
+from .stored import read_code, stored_proposal
 from .types import CandidateError, Outcome, Proposal, Stage, UsageError
 
 

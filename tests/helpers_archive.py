@@ -52,7 +52,8 @@ def entry(number: int = 7, **changes: Any) -> Entry:
         attempts=[{"stage": "train", "seed": 0, "number": 1, "outcome": "preempted", "cause": "", "run_seconds": 10.0},
                   {"stage": "train", "seed": 0, "number": 2, "outcome": "succeeded", "cause": "", "run_seconds": 5.5}],
         timings={"rollout_s": 3.25}, score=asdict(score(50.0)), behaviour={"entropy_ratio": 0.5},
-        reflection={"verdict": "supported", "text": "it held"}, vocabulary={"symbols": [str(t) for t in range(12)]}, curve_names=names, curve_steps=steps, curve_values=values,
+        reflection={"verdict": "supported", "text": "it held"}, vocabulary={"symbols": [str(t) for t in range(12)]},
+        curve_names=names, curve_steps=steps, curve_values=values,
         evaluations=table, completion_tokens=tokens, completion_offsets=offsets)
     data |= changes
     code = {f"code:{name}": hashlib.sha256(text.encode()).hexdigest() for name, text in data["code"].items()}
