@@ -215,6 +215,7 @@ class Agent(Section):
     models: dict[str, tuple[str, ...]] = {}     # operator or "default" -> a model, then its fallbacks
     temperature: Annotated[float, Field(ge=0)] | None = 1.0  # None: the server's own
     max_tokens: Positive = 16384                # of one reply, reasoning included
+    context_tokens: Positive | None = None      # of the model, prompt and reply; longer prompts are cut down. None: when it says so
     max_tokens_key: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"  # what the server calls it
     timeout_s: Annotated[float, Field(gt=0)] = 600.0         # silence of the server
     max_attempts: Positive = 6                  # per model, on 408, 429, 5xx, timeouts and lost connections
@@ -251,6 +252,8 @@ class Agent(Section):
         used = {m for models in self.models.values() for m in models}
         if self.budget_cost is not None and (unpriced := used - self.prices.keys()):
             raise ValueError(f"budget_cost needs a price for every model; missing: {', '.join(sorted(unpriced))}")
+        if self.context_tokens is not None and self.context_tokens <= self.max_tokens:
+            raise ValueError(f"context_tokens ({self.context_tokens}) leaves nothing for a prompt beside max_tokens ({self.max_tokens})")
         if self.api_key_file and self.api_key_env:
             raise ValueError("give 'api_key_file' or 'api_key_env', not both")
         return self

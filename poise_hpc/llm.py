@@ -6,12 +6,15 @@ operator's models in order. Per attempt: reserve the worst case, note the reques
 Retried with backoff: 408, 429 (Retry-After is honoured), 5xx, timeouts, lost connections. Not retried: 400, 401, 403,
 404, 422. The openai client's own retries are off: it would generate, and charge, again without telling.
 
+A prompt that the model's context cannot hold is `TooLong`, if it is one that may be shortened (`LEAST_TOKENS`).
+
 Not covered: streaming, tools, images; providers' discounts for cached prompts (the ledger then shows too much).
 """
 from __future__ import annotations
 
 import os
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -23,12 +26,15 @@ from typing import Any
 
 from .access import address, read_key, without_key
 from .config import Agent
-from .replay import LLMError, Rejected, Unavailable, models_for, recorded, unusable
+from .replay import LLMError, Rejected, TooLong, Unavailable, models_for, recorded, unusable
 from .transcript import Amount, Limit, Reply, Request, Transcript, read_body
 
 CONNECT_S = 10.0      # to open a connection; `agent.timeout_s` is the server's silence after that
 FRAMING_TOKENS = 32   # a chat template's own tokens per message, more than any seen
 RETRIED = frozenset({408, 429})
+BYTES_A_TOKEN = 3     # of prose, code and figures; a little less than any tokenizer in use has
+LEAST_TOKENS = 12_000  # a context that cannot hold such a prompt beside the reply is too small for the agent: a person must look
+NO_ROOM = re.compile(r"context_length_exceeded|context (length|window|size)|(prompt|input|request) is too long|input token count", re.I)
 NEVER_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError", "UnsupportedProtocol"})
 
 
@@ -40,6 +46,7 @@ class Failure(Exception):
     message: str
     retry: bool
     billable: bool = False       # the server may have generated, and charge for it
+    too_long: bool = False       # the prompt, for the model's context
     retry_after_s: float | None = None
 
 
@@ -50,7 +57,9 @@ class Client:
                  environ: Mapping[str, str] = os.environ, sleep: Callable[[float], None] = time.sleep,
                  clock: Callable[[], float] = time.monotonic):
         self.settings, self.transcript, self._seed, self._sleep = settings, transcript, seed, sleep
-        self._send = _endpoint(settings, read_key(settings, environ))
+        key = read_key(settings, environ)
+        self._send = _endpoint(settings, key)
+        self._url = lambda: without_key(key, address(settings))  # as it may be written down
         self._slots = threading.Semaphore(settings.max_parallel)
         self._pace = Pace(settings.requests_per_min, sleep, clock)
         self._no_schema: set[str] = set()  # models that answered 400 to a schema and not without it
@@ -66,17 +75,23 @@ class Client:
             try:
                 # a recorded reply is unusable here: refused or empty, and not to be paid for again
                 reply = self.transcript.replies(request.key).get(model) or self._ask(model, request)
-            except (Unavailable, Rejected) as error:
+            except (Unavailable, Rejected, TooLong) as error:
                 failures.append(error)
                 continue
             if reply.usable:
                 return reply
             failures.append(unusable(request, reply))
-        raise next((f for f in failures if isinstance(f, Unavailable)), failures[0])
+        # What time or a person may cure comes first: the others are final, and end the candidate.
+        raise min(failures, key=lambda f: (not isinstance(f, Unavailable), not isinstance(f, Rejected)))
 
     def _ask(self, model: str, request: Request) -> Reply:
         where = f"{request.candidate} {request.operator}: {model} at {address(self.settings)}"
         schema, attempt = request.schema is not None and model not in self._no_schema, 1
+        if (room := self.settings.context_tokens) and prompt_tokens(request) + self.settings.max_tokens > room:
+            reason = (f"{where}: a prompt of about {prompt_tokens(request)} tokens and a reply of {self.settings.max_tokens} (agent.max_tokens) "
+                      f"do not fit into {room} (agent.context_tokens)")
+            self.transcript.refuse(request, model, reason)
+            raise TooLong(reason)
         while True:
             try:
                 reply = self._attempt(model, request, schema)
@@ -84,6 +99,8 @@ class Client:
                     self._no_schema.add(model)
                 return reply
             except Failure as error:
+                if error.too_long:
+                    raise self._no_room(where, request, error.message) from None
                 if error.status == 400 and schema:  # perhaps it only dislikes the schema
                     schema = False
                     continue
@@ -97,6 +114,13 @@ class Client:
             self._sleep(wait)
             attempt += 1
 
+    def _no_room(self, where: str, request: Request, said: str) -> LLMError:
+        tokens = prompt_tokens(request)
+        if tokens >= LEAST_TOKENS:
+            return TooLong(f"{where}: the prompt, about {tokens} tokens, is too long: {said}")
+        return Rejected(f"{where} has no room for a prompt of about {tokens} tokens beside a reply of {self.settings.max_tokens}: {said}. "
+                        "Lower agent.max_tokens, or serve the model with a longer context")
+
     def _wait_s(self, error: Failure, stream: str, attempt: int) -> float:
         """Retry-After if the server says so; else exponential with up to 25 % of jitter, so that parallel calls spread."""
         if error.retry_after_s is not None:
@@ -108,12 +132,12 @@ class Client:
         worst = self._amount(model, prompt_bound(request), self.settings.max_tokens)
         with self._slots:
             self._pace.wait()
-            call = self.transcript.begin(request, model, schema, worst, self._limit)
+            call = self.transcript.begin(request, model, schema, worst, self._limit, self._url(), options(self.settings))
             try:
                 body = self._send(model, request, schema)
             except Failure as error:
-                self.transcript.fail(call, request, model, error.status, error.message,
-                                     worst if error.billable else Amount())
+                self.transcript.fail(call, request, model, error.status, error.message, worst if error.billable else Amount(),
+                                     too_long=error.too_long and prompt_tokens(request) >= LEAST_TOKENS)
                 raise
             try:
                 reply = read_body(model, body)
@@ -133,8 +157,22 @@ class Client:
 
 def prompt_bound(request: Request) -> int:
     """Tokens of the prompt, at most: a token of a byte-level tokenizer is at least one byte."""
-    texts = [m["content"] for m in request.messages] + ([str(request.schema)] if request.schema else [])
-    return sum(len(text.encode()) + FRAMING_TOKENS for text in texts)
+    return sum(len(text.encode()) + FRAMING_TOKENS for text in _texts(request))
+
+
+def prompt_tokens(request: Request) -> int:
+    """Tokens of the prompt, about."""
+    return sum(len(text.encode()) // BYTES_A_TOKEN + FRAMING_TOKENS for text in _texts(request))
+
+
+def _texts(request: Request) -> list[str]:
+    return [m["content"] for m in request.messages] + ([str(request.schema)] if request.schema else [])
+
+
+def options(settings: Agent) -> dict[str, Any]:
+    """What a request says beside model, messages and schema: settings that may change during a campaign."""
+    temperature = {} if settings.temperature is None else {"temperature": settings.temperature}
+    return {settings.max_tokens_key: settings.max_tokens} | temperature
 
 
 class Pace:
@@ -186,21 +224,20 @@ def _endpoint(settings: Agent, key: str) -> Callable[[str, Request, bool], str]:
     client_at = lru_cache(maxsize=1)(lambda url: _connect(settings, url, key))
 
     def send(model: str, request: Request, schema: bool) -> str:
-        options: dict[str, Any] = {settings.max_tokens_key: settings.max_tokens}
-        if settings.temperature is not None:
-            options["temperature"] = settings.temperature
+        more = options(settings)
         if schema:
-            options["response_format"] = {"type": "json_schema", "json_schema": {
+            more["response_format"] = {"type": "json_schema", "json_schema": {
                 "name": request.operator, "strict": True, "schema": request.schema}}
         if not (url := address(settings)):
             raise Failure(None, _silent(settings), retry=True)
         try:
-            raw = client_at(url).chat.completions.with_raw_response.create(model=model, messages=list(request.messages), **options)
+            raw = client_at(url).chat.completions.with_raw_response.create(model=model, messages=list(request.messages), **more)
         except openai.APIStatusError as error:
             status = error.status_code
-            quota = getattr(error, "code", None) == "insufficient_quota"  # a 429 that no waiting cures
+            quota = error.code == "insufficient_quota"  # a 429 that no waiting cures
             raise Failure(status, without_key(key, str(error))[:2000], retry=not quota and (status in RETRIED or status >= 500),
-                          retry_after_s=_retry_after_s(error.response.headers)) from None
+                          retry_after_s=_retry_after_s(error.response.headers),
+                          too_long=status == 413 or (status == 400 and bool(NO_ROOM.search(f"{error} {error.code}")))) from None
         except openai.APIConnectionError as error:
             cause = error.__cause__
             raise Failure(None, without_key(key, f"{error} ({type(cause).__name__}: {cause})"), retry=True,

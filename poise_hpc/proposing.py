@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from . import files, guidance, packages
+from . import files, guidance, packages, recording
 from .agent.base import Context, Draft, DraftRejected, Proposer
 from .archive import ArchiveView, find
 from .campaign import Campaign, Candidate
@@ -136,7 +136,7 @@ class Proposing:
             references=tuple(choose_references(entries, parent.id, 4, rng)), entries=entries,
             pending=tuple((c, d.proposal) for c, d in pending.items()), proposals=Lazy(entries, campaign.proposal),
             code=lambda c: pending[c].files if c in pending else campaign.code(c), reflections=Lazy(entries, lambda c: reflection(campaign, c)),
-            directive=said.directive, ideas=said.ideas, vetoed=said.vetoed_mechanisms), pick
+            curves=lambda c: recording.curves(campaign.load(c)), directive=said.directive, ideas=said.ideas, vetoed=said.vetoed_mechanisms), pick
 
     def pick(self, number: int, entries: Sequence[EntrySummary], pending: Mapping[str, tuple[str, ...]], said: guidance.Guidance,
              rng: Any) -> dict[str, Any]:

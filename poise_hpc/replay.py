@@ -24,6 +24,10 @@ class Refused(LLMError):
     """The model, or a filter, declined to answer."""
 
 
+class TooLong(LLMError):
+    """The prompt does not fit into the model's context: a shorter one may."""
+
+
 class EmptyReply(LLMError):
     """A reply without text."""
 
@@ -47,10 +51,11 @@ class Replay:
         models = models_for(self.settings, request.operator)
         if reply := recorded(self.transcript, request, models):
             return reply
-        if refused := [r for m in models if (r := self.transcript.replies(request.key).get(m))]:
-            raise unusable(request, refused[0])
-        if reason := self.transcript.over_budget(request.key):
+        failed = [failure for m in models if (failure := known_failure(self.transcript, request, m))]
+        if len(failed) < len(models) and (reason := self.transcript.over_budget(request.key)):
             raise BudgetExceeded(reason)
+        if failed:
+            raise failed[0]
         known = self.transcript.turns(request.candidate, request.operator)
         raise UnknownRequest(
             f"{self.transcript.path} does not answer {request.key}; it knows {', '.join(known) or 'nothing'} for "
@@ -62,6 +67,14 @@ def recorded(transcript: Transcript, request: Request, models: tuple[str, ...]) 
     """A usable reply, of the configured models first; one of a model that has left the configuration is paid for, too."""
     replies = transcript.replies(request.key)
     return next((replies[m] for m in dict.fromkeys((*models, *replies)) if m in replies and replies[m].usable), None)
+
+
+def known_failure(transcript: Transcript, request: Request, model: str) -> LLMError | None:
+    """Why this model has no usable reply to the request, if that is settled."""
+    if reply := transcript.replies(request.key).get(model):
+        return unusable(request, reply)
+    reason = transcript.too_long(request.key).get(model)
+    return TooLong(reason) if reason else None
 
 
 def unusable(request: Request, reply: Reply) -> LLMError:

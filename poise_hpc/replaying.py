@@ -1,6 +1,6 @@
 """A finished LLM campaign once more, from its transcript: the same candidates, code and numbers, or the difference by name.
 
-The new campaign gets the transcript, the guidance, the packages that persons put in under the numbers they had, and the
+The new campaign gets the transcript, the guidance, the user's literature cards, the packages that persons put in under the numbers they had, and the
 parents (one that was chosen by measured cost could not be chosen again), and the site file. Everything else is done again: proposals are
 read from the replies, packages are checked, trained and evaluated.
 
@@ -14,6 +14,7 @@ from typing import Any
 
 from . import archive, guidance
 from . import config as configuration
+from .agent.priors import CARDS
 from .campaign import Campaign
 from .config import Config
 from .proposing import PLANNED
@@ -35,6 +36,8 @@ def create(origin: Campaign, root: Path) -> Campaign:
         for name in (TRANSCRIPT, guidance.FILE, "site.yaml"):
             if (origin.root / name).exists():
                 shutil.copyfile(origin.root / name, folder / name)
+        if (origin.root / CARDS).exists():
+            shutil.copytree(origin.root / CARDS, folder / CARDS)
         for id in ids:
             (folder / PLANNED / id).mkdir(parents=True)
             for name in ["proposal.json", *origin.code(id)] if id in persons else ["pick.json"]:

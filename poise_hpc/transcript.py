@@ -4,11 +4,13 @@ A call leaves two lines, joined by its number. The first stands on disk before a
 killed in between knows that money may have gone; the second before anybody reads the reply, so that it is never
 paid twice.
 
-    {"event": "sent",  "call", "key", "candidate", "operator", "turn", "sha256", "model", "messages", "schema",
-                       "worst": {tokens, cost}, "time"}
+    {"event": "sent",  "call", "key", "candidate", "operator", "turn", "sha256", "url", "model", "messages", "schema",
+                       "options": {max_tokens, temperature, ...}, "worst": {tokens, cost}, "time"}
     {"event": "reply", "call", "key", "model", "body": the server's bytes as text, "spent": {tokens, cost}, "time"}
     {"event": "error", "call", "key", "model", "status", "error", "spent": {tokens, cost}, "time"}
-    {"event": "budget", "key", "error", "time"}          refused before sending
+                       and "too_long": true where the prompt did not fit into the model's context
+    {"event": "budget", "key", "error", "time"}             refused before sending
+    {"event": "too long", "key", "model", "error", "time"}  the same, by agent.context_tokens
 
 Costs are decimal strings: they add up exactly.
 """
@@ -122,6 +124,7 @@ class Transcript:
         self.path, self._clock, self._lock = path, clock, threading.Lock()
         self._replies: dict[str, dict[str, Reply]] = {}   # key -> model -> reply
         self._over: dict[str, str] = {}                   # key -> why the budget refused it
+        self._long: dict[str, dict[str, str]] = {}        # key -> model -> why the prompt does not fit
         self._amounts: dict[int, tuple[str, Amount]] = {}  # call -> operator, spent (or its worst case until known)
         for line in files.read_lines(path):
             self._take(line)
@@ -133,6 +136,11 @@ class Transcript:
 
     def over_budget(self, key: str) -> str | None:
         return self._over.get(key)
+
+    def too_long(self, key: str) -> dict[str, str]:
+        """Models whose context this request did not fit into, with the reason."""
+        with self._lock:
+            return dict(self._long.get(key, {}))
 
     def turns(self, candidate: str, operator: str) -> list[str]:
         """Keys of all answered requests of one operator for one candidate."""
@@ -151,8 +159,8 @@ class Transcript:
         with self._lock:
             return dict(Counter(operator for operator, _ in self._amounts.values()))
 
-    def begin(self, request: Request, model: str, schema: bool, worst: Amount, limit: Limit) -> int:
-        """Reserve the worst case and note the request. BudgetExceeded if `limit` does not hold that much more."""
+    def begin(self, request: Request, model: str, schema: bool, worst: Amount, limit: Limit, url: str = "", options: dict[str, Any] = {}) -> int:
+        """Reserve the worst case and note the request, whole. BudgetExceeded if `limit` does not hold that much more."""
         with self._lock:
             total = sum((amount for _, amount in self._amounts.values()), Amount())
             if not limit.holds(total + worst):
@@ -163,8 +171,8 @@ class Transcript:
                 raise BudgetExceeded(reason)
             call = max(self._amounts, default=0) + 1
             self._append({"event": "sent", "call": call, "key": request.key, "candidate": request.candidate,
-                          "operator": request.operator, "turn": request.turn, "sha256": request.sha256, "model": model,
-                          "messages": list(request.messages), "schema": request.schema if schema else None,
+                          "operator": request.operator, "turn": request.turn, "sha256": request.sha256, "url": url, "model": model,
+                          "messages": list(request.messages), "schema": request.schema if schema else None, "options": options,
                           "worst": worst.to_json()})
             return call
 
@@ -175,10 +183,15 @@ class Transcript:
                           "spent": spent.to_json()})
             return self._replies[request.key][model]
 
-    def fail(self, call: int, request: Request, model: str, status: int | None, error: str, spent: Amount) -> None:
+    def fail(self, call: int, request: Request, model: str, status: int | None, error: str, spent: Amount, too_long: bool = False) -> None:
         with self._lock:
             self._append({"event": "error", "call": call, "key": request.key, "model": model, "status": status,
-                          "error": error, "spent": spent.to_json()})
+                          "error": error, "spent": spent.to_json()} | ({"too_long": True} if too_long else {}))
+
+    def refuse(self, request: Request, model: str, error: str) -> None:
+        """Note that the request is too long for the model, and is not sent."""
+        with self._lock:
+            self._append({"event": "too long", "key": request.key, "model": model, "error": error})
 
     def _append(self, line: dict[str, Any]) -> None:
         line["time"] = round(self._clock(), 3)
@@ -194,6 +207,10 @@ class Transcript:
                 self._replies.setdefault(line["key"], {})[line["model"]] = read_body(line["model"], line["body"])
             case "error":
                 self._settle(line)
+                if line.get("too_long"):
+                    self._long.setdefault(line["key"], {})[line["model"]] = line["error"]
+            case "too long":
+                self._long.setdefault(line["key"], {})[line["model"]] = line["error"]
             case "budget":
                 self._over[line["key"]] = line["error"]
 

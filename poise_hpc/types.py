@@ -89,10 +89,11 @@ class Proposal:
 class Reflection:
     """A mechanism-level diagnosis of one candidate. Figures it cites stand in the entry."""
 
-    verdict: str                     # "supported" | "refuted" | "undecided" | "failed"
+    verdict: str                     # of the scores, by their interval: "supported" | "refuted" | "undecided" | "failed"
     text: str                        # Markdown
     symptoms: tuple[str, ...] = ()   # slugs: "entropy-collapse", "kl-spike", "late-collapse", ...
     author: str = "rules"            # "rules" or "llm:<model>"
+    hypothesis: str = ""             # the author's verdict on the hypothesis as written, training included; "" from rules
 
     def to_json(self) -> dict[str, Any]:
         return dict(vars(self))

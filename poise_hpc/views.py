@@ -219,7 +219,9 @@ def show_text(data: dict[str, Any]) -> str:
                      f"{interval(s['delta'], s['delta_ci'], sign=True)}")
         lines.append("benchmarks   " + "  ".join(f"{k} {v:.1f}" for k, v in s["benchmarks"].items()))
     if data["reflection"]:
-        lines += [f"verdict      {data['reflection']['verdict']} (by {data['reflection']['author']})", data["reflection"]["text"]]
+        r = data["reflection"]
+        hypothesis = f"; its hypothesis {r['hypothesis']}" if r.get("hypothesis") else ""
+        lines += [f"verdict      {r['verdict']}{hypothesis} (by {r['author']})", r["text"]]
     lines += [f"attempt      {a['name']}  {a['outcome'] or 'in flight'}  {a['cause'] or ''}".rstrip() for a in data["attempts"]]
     lines += [f"{what:<12} {data[what]}" for what in ("folder", "record") if data[what]]
     return "\n".join(lines)

@@ -120,9 +120,13 @@ def inconsistent(code: str = "line 31 clips both sides at 0.2") -> str:
         {"claim": "the upper clip is 0.28", "code": code, "change": "use clip_high"}]})
 
 
+def cited(quantity: str, step: int | None, value: float, of: str = "candidate") -> dict[str, Any]:
+    return {"of": of, "quantity": quantity, "step": step, "value": value}
+
+
 def diagnosis(**changes: Any) -> dict[str, Any]:
     return {"verdict": "supported", "diagnosis": "The wider clip kept entropy up.",
-            "citations": [{"quantity": "entropy", "step": 10, "value": 0.5}, {"quantity": "hard/pass@32", "step": None, "value": 40.5}],
+            "citations": [cited("entropy", 10, 0.5), cited("hard/pass@32", None, 40.5)],
             "symptoms": ["slow-start"], "next_step": "Widen it further; entropy would show it."} | changes
 
 

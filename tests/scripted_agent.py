@@ -104,14 +104,17 @@ class Agent:
         return package(packages[number + 1] if number + 1 < len(packages) else packages[number] + "# once more\n")
 
     def review(self, story: Story, text: str, turn: int) -> str:
-        if "measured:" in text and story.measured and self.round(story, text) == 0:
+        measured = "- against the proposal: " in text
+        if measured and story.measured and self.round(story, text) == 0:
             return inconsistent(story.measured)
-        found = story.finds[min(self.round(story, text), len(story.finds) - 1)] if story.finds and "measured:" not in text else ""
+        found = story.finds[min(self.round(story, text), len(story.finds) - 1)] if story.finds and not measured else ""
         return inconsistent(found) if found else CONSISTENT
 
     def reflect(self, story: Story | None, text: str, turn: int) -> str:
+        overall = re.search(r"^- this candidate: Overall (\S+?)(?:;| \[)", text, re.M)
+        cited = [{"of": "candidate", "quantity": "overall", "step": None, "value": float(overall[1])}] if overall else []
         return json.dumps({"verdict": "undecided", "diagnosis": f"{story.name if story else 'GRPO'} learns as fast as its parent.",
-                           "citations": [], "symptoms": ["slow-start"], "next_step": "Widen the change."})
+                           "citations": cited, "symptoms": ["slow-start"], "next_step": "Widen the change."})
 
     def synthesize(self, story: None, text: str, turn: int) -> str:
         return json.dumps({"principles": [{"principle": "Keep clips.", "why": "stable", "supports": ["c0001"], "contradicts": []}],

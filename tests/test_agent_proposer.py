@@ -4,14 +4,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from helpers_agent import (CLIP_HIGHER_CODE, CONSISTENT, GRPO_CODE, context, diagnosis, facts, idea, ideas, inconsistent, package,
+from helpers_agent import (CLIP_HIGHER_CODE, CONSISTENT, GRPO_CODE, Scripted, context, diagnosis, facts, idea, ideas, inconsistent, package,
                            proposal)
 from llm_server import Answer, Disconnect, LLMServer, Status
+from poise_hpc.agent import propose
 from poise_hpc.agent.base import Draft
 from poise_hpc.agent.llm_proposer import DraftRejected, LLMProposer
 from poise_hpc.config import Config
@@ -75,6 +77,14 @@ def test_good(tmp_path):
     json.dumps(made.to_json())
 
 
+def test_the_author_sees_the_second_parents_code(tmp_path):
+    play = Play(propose=[ideas(idea(second_parent="c0001"))], implement=[package()], review=[CONSISTENT])
+    with LLMServer(play) as server:
+        draft = proposer(server, tmp_path).propose(context())
+        asked = server.requests[1]["messages"][1]["content"]
+    assert draft.proposal.parents == ("c0000", "c0001") and "VALUE = 'c0001'" in asked and "class GRPO(Algorithm)" in asked
+
+
 @pytest.mark.parametrize("first", [Answer(f"Sure:\n```json\n{ideas(idea())}\n```"), Answer("{'proposals': oops"),
                                    Answer(ideas(idea())[:200], finish="length"), Status(429, headers={"Retry-After": "3"}),
                                    Status(500), Disconnect()], ids=["fenced", "malformed", "truncated", "429", "500", "disconnect"])
@@ -97,7 +107,8 @@ def test_subtly_wrong_code_goes_back_with_the_reviewers_findings(tmp_path):
     ({"implement": ["I would rather not write code."] * 2}, "malformed-reply", "no whole file algorithm.py"),
     ({"implement": [Answer(None, refusal="I cannot help with that")]}, "refused", "I cannot help"),
     ({"implement": [Answer("")]}, "empty-reply", "no text"),
-], ids=["inconsistent", "gate", "no-repair", "no-code", "refusing", "empty"])
+    ({"implement": [package("# " + "long " * 10_000)], "repair": [Status(413)]}, "prompt-too-long", "is too long"),
+], ids=["inconsistent", "gate", "no-repair", "no-code", "refusing", "empty", "too-long"])
 def test_what_is_rejected_says_why_and_keeps_the_proposal(tmp_path, lines, cause, said):
     with pytest.raises(DraftRejected) as rejected:
         run(Play(propose=[ideas(idea())], **lines), tmp_path)
@@ -122,12 +133,36 @@ def test_duplicates_go_back_with_the_reason_and_then_end(tmp_path):
     assert play.asked == ["propose", "propose"] and rejected.value.draft.proposal.name == "C-GRPO"
 
 
+@pytest.mark.parametrize(("id", "mechanisms"), [("c0000", ("group-std", "symmetric-clip")), ("c0002", ("mine",))])
+def test_a_seed_or_a_persons_package_is_known_before_code_is_paid(tmp_path, id, mechanisms):
+    """They state no hyperparameters: their fields are looked at; the proposal need not name all of them."""
+    seen = context("c0003", pending=(("c0002", proposal("OWN", ("mine",))),), code=lambda id: {"algorithm.py": GRPO_CODE})
+    again = ideas(idea("AGAIN", mechanisms, hyperparameters=[{"name": "clip", "value": 0.2, "meaning": ""}]))
+    other = ideas(idea("AGAIN", mechanisms, hyperparameters=[{"name": "clip", "value": 0.3, "meaning": ""}]))
+    play = Play(propose=[again, other], implement=["no"] * 2)
+    with pytest.raises(DraftRejected) as rejected:
+        run(play, tmp_path, lambda agent: agent.propose(seen))
+    assert play.asked == ["propose", "propose", "implement", "implement"] and rejected.value.cause == "malformed-reply"
+    assert f"it has the mechanisms and the hyperparameters of {id}" in (tmp_path / "llm.jsonl").read_text()
+
+
 def test_copied_code_under_new_names_is_a_duplicate(tmp_path):
     copied = GRPO_CODE.replace("GRPO", "Novel").replace("group-std", "alpha").replace("symmetric-clip", "beta")
     same = idea("NOVEL", ("group-std", "symmetric-clip"), hyperparameters=[])
-    play = Play(propose=[ideas(same)], implement=[package(copied.replace("alpha", "group-std").replace("beta", "symmetric-clip"))])
+    play = Play(propose=[ideas(same)], implement=[package(copied.replace("alpha", "group-std").replace("beta", "symmetric-clip"))],
+                repair=[package(copied.replace("alpha", "group-std").replace("beta", "symmetric-clip") + "# still the same\n")])
     with pytest.raises(DraftRejected, match="duplicate: .* of c0000"):
         run(play, tmp_path)
+    assert play.asked == ["propose", "implement", "repair"]
+
+
+def test_copied_code_goes_back_to_its_author(tmp_path):
+    same = idea("NOVEL", ("group-std", "symmetric-clip"), hyperparameters=[])
+    new = GRPO_CODE.replace("+ self.std_floor", "+ 2 * self.std_floor")
+    play = Play(propose=[ideas(same)], implement=[package(GRPO_CODE)], repair=[package(new)], review=[CONSISTENT])
+    draft = run(play, tmp_path)
+    assert dict(draft.files) == {"algorithm.py": new} and play.asked == ["propose", "implement", "repair", "review"]
+    assert "its code is that of c0000 (GRPO)" in draft.proposal.details["rounds"][0]["problems"][0]
 
 
 def test_checks_go_back_to_the_author_a_bounded_number_of_times(tmp_path):
@@ -211,6 +246,53 @@ def test_several_candidates_at_once(tmp_path):
             drafts = list(pool.map(lambda id: agent.propose(context(id, directive=f"directive {id}")), names))
     assert [d.proposal.name for d in drafts] == [name for name, _ in names.values()]
     assert len(server.requests) == 18
+
+
+SIBLINGS = {"c0001": ("CLIPHIGHER-GRPO", "asymmetric-clip"), "c0002": ("B-GRPO", "other-clip"), "c0003": ("C-GRPO", "third-clip")}
+
+
+def test_siblings_are_written_beside_one_another_and_paid_once(tmp_path):
+    all_three = threading.Barrier(3)  # no package is sent before all are asked for
+
+    def say(request):
+        if (name := operator(request)) == "propose":
+            return Answer(ideas(*(idea(called, ("group-std", clip)) for called, clip in SIBLINGS.values())))
+        if name == "review":
+            return Answer(CONSISTENT)
+        all_three.wait(10)
+        clip = next(clip for called, clip in SIBLINGS.values() if f"- name: {called}\n" in request["messages"][1]["content"])
+        return Answer(package(CLIP_HIGHER_CODE.replace("asymmetric-clip", clip)))
+
+    with LLMServer(say) as server:
+        agent, pending = proposer(server, tmp_path, timeout_s=20.0), ()
+        for id, (name, clip) in SIBLINGS.items():
+            draft = agent.propose(context(id, pending=pending))
+            assert draft.proposal.name == name and clip in draft.files["algorithm.py"]
+            pending += ((id, draft.proposal),)
+        asked = sorted(map(operator, server.requests))
+    assert asked == ["implement"] * 3 + ["propose"] + ["review"] * 3
+
+
+def test_money_that_siblings_had_reserved_comes_back(tmp_path):
+    class Tight(Scripted):
+        def complete(self, request):
+            if request.operator == "implement" and request.candidate != "c0001":
+                raise Unavailable("the sibling's own turn will tell")
+            return super().complete(request)
+
+    llm = Tight({"propose": [ideas(idea(), idea("B-GRPO", ("batch-std",)))], "implement": [BudgetExceeded("reserved"), package()],
+                 "review": [CONSISTENT]})
+    made = LLMProposer(llm, config("http://127.0.0.1:9/v1"), tmp_path).propose(context("c0001"))
+    assert made.proposal.name == "CLIPHIGHER-GRPO"
+
+
+@pytest.mark.parametrize(("id", "search", "following"), [
+    ("c0001", {}, ["c0002", "c0003"]), ("c0002", {}, ["c0003"]), ("c0003", {}, []), ("c0004", {"candidates": 5}, ["c0005"]),
+    ("c0001", {"window": 2}, ["c0002"]), ("c0001", {"window": 1}, []), ("c0001", {"per_parent": 1}, [])])
+def test_who_follows(id, search, following):
+    first = propose.choose([proposal(name, ("x",)) for name in "ABCD"])
+    settings = Config.model_validate({"search": {"per_parent": 3, "window": 4, "candidates": 9} | search})
+    assert propose.ahead(context(id), first, settings) == [(f, proposal(n, ("x",))) for f, n in zip(following, "BCD")]
 
 
 def test_candidate_code_is_never_imported_or_executed_here(tmp_path):

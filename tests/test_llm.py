@@ -18,7 +18,7 @@ from llm_server import Answer, Disconnect, Hang, LLMServer, Raw, Status
 from poise_hpc.access import read_key
 from poise_hpc.config import Agent, Price
 from poise_hpc.llm import Client, Pace, prompt_bound, served_models
-from poise_hpc.replay import EmptyReply, Refused, Rejected, Replay, Unavailable, UnknownRequest
+from poise_hpc.replay import EmptyReply, Refused, Rejected, Replay, TooLong, Unavailable, UnknownRequest
 from poise_hpc.transcript import Amount, BudgetExceeded, Limit, Request, Transcript
 from poise_hpc.types import UsageError
 
@@ -61,6 +61,18 @@ def test_reply_is_noted_with_request_usage_and_cost(tmp_path):
     assert reply["spent"] == {"tokens": 1500, "cost": "0.007"}
     assert json.loads(reply["body"])["choices"][0]["message"]["content"] == "hello"
     assert server.requests[0]["max_tokens"] == 50 and server.keys == [f"Bearer {SECRET}"]
+
+
+def test_what_was_sent_is_noted_whole(tmp_path):
+    """From its line in the transcript the request can be written again, word for word."""
+    with LLMServer([Answer("a"), Answer("b")]) as server:
+        Bench(server, tmp_path, temperature=0.3).client.complete(ask(schema={"type": "object"}))
+        bench = Bench(server, tmp_path, temperature=None, max_tokens_key="max_completion_tokens")
+        bench.client.complete(ask("again"))
+    for line, body in zip([line for line in bench.lines() if line["event"] == "sent"], server.requests, strict=True):
+        schema = body.pop("response_format", {"json_schema": {"schema": None}})["json_schema"]["schema"]
+        assert line["options"] | {"model": line["model"], "messages": line["messages"]} == body and line["schema"] == schema
+        assert line["url"] == server.url
 
 
 def test_an_answered_request_is_never_sent_again(tmp_path):
@@ -114,6 +126,56 @@ def test_a_wrong_request_is_not_repeated(tmp_path, status):
         with pytest.raises(Rejected, match=f"{status}: .*no such thing"):
             bench.client.complete(ask())
     assert len(server.requests) == 1 and bench.sleeps == []
+
+
+LONG = "a word " * 6000  # 42,000 bytes, about 14,000 tokens
+
+
+@pytest.mark.parametrize("answer", [
+    Status(400, "This model's maximum context length is 16384 tokens. However, you requested 30384 tokens"),
+    Status(400, "Input tokens exceed the configured limit", error="context_length_exceeded"),
+    Status(400, "prompt is too long: 213462 tokens > 200000 maximum"), Status(413, "payload"),
+    Status(400, "The input token count (40000) exceeds the maximum number of tokens allowed (32768).")], ids=str)
+def test_a_prompt_beyond_the_context_is_typed_and_replays(tmp_path, answer):
+    with LLMServer([answer, Answer("never")]) as server:
+        bench = Bench(server, tmp_path)
+        with pytest.raises(TooLong, match="about 14032 tokens, is too long"):
+            bench.client.complete(ask(LONG, schema={}))
+        assert len(server.requests) == 1
+    assert bench.transcript().spent()["propose"].tokens == 0
+    with pytest.raises(TooLong):
+        Replay(bench.settings, bench.transcript()).complete(ask(LONG, schema={}))
+
+
+def test_a_longer_context_takes_over(tmp_path):
+    full = Status(400, "maximum context length is 16384 tokens")
+    with LLMServer(lambda request: Answer("fits") if request["model"] == "b" else full) as server:
+        bench = Bench(server, tmp_path, models={"default": ("a", "b")})
+        assert bench.client.complete(ask(LONG)).model == "b"
+        assert Replay(bench.settings, bench.transcript()).complete(ask(LONG)).text == "fits"
+
+
+def test_a_context_too_small_for_any_prompt_needs_a_person(tmp_path):
+    with LLMServer([Status(400, "maximum context length is 2048 tokens")] * 2) as server:
+        bench = Bench(server, tmp_path)
+        with pytest.raises(Rejected, match="no room for a prompt of about 32 tokens beside a reply of 50.*Lower agent.max_tokens"):
+            bench.client.complete(ask())
+        with pytest.raises(UnknownRequest):  # not settled: it is asked again after the cure
+            Replay(bench.settings, bench.transcript()).complete(ask())
+
+
+def test_a_context_that_is_known_is_not_tried(tmp_path):
+    # 14,032 tokens of prompt and 50 of reply
+    with LLMServer([Answer("fits")]) as server:
+        with pytest.raises(TooLong, match=r"do not fit into 14081 \(agent.context_tokens\)"):
+            Bench(server, tmp_path, context_tokens=14_081).client.complete(ask(LONG))
+        assert server.requests == []
+        small = Bench(server, tmp_path)
+        with pytest.raises(TooLong):
+            Replay(small.settings, small.transcript()).complete(ask(LONG))
+        assert Bench(server, tmp_path, context_tokens=14_082).client.complete(ask(LONG)).text == "fits"
+    with pytest.raises(ValueError, match="leaves nothing for a prompt"):
+        Agent(context_tokens=50, max_tokens=50)
 
 
 def test_an_empty_purse_at_the_provider_is_not_waited_for(tmp_path):

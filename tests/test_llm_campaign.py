@@ -4,6 +4,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -321,6 +322,57 @@ def test_guidance_holds_from_the_next_proposal_on_and_replays(tmp_path):
     lines = list(files.read_lines(opened.root / "guidance.jsonl"))
     assert [(line["kind"], line["from"]) for line in lines] == [("directive", 2), ("idea", 2), ("veto", 2), ("pin", 5)]
     assert driven.archive.entries[5].parents == ("c0002",)
+    target = replaying.create(Campaign.open(opened.root), tmp_path / "again")
+    finish(controller(target, None, Replay(target.config.agent, Transcript(target.root / "llm.jsonl", lambda: 0.0))))
+    assert replaying.compare(opened, target)["different"] == {}
+
+
+def test_a_sibling_written_ahead_is_paid_once_and_replays(tmp_path):
+    agent = Agent(FEW)
+    with LLMServer(agent) as server:
+        opened = llm_campaign(tmp_path / "c", server.url, 2, per_parent=2)
+        driven = controller(opened)
+        while driven.count < 2:
+            driven.step()
+        assert Transcript(opened.root / "llm.jsonl", lambda: 0.0).turns("c0002", "implement")  # while c0001 was made
+        finish(driven)
+    assert agent.asked.count(("implement", "SEQ-GRPO")) == 2  # its first answer was a 429
+    target = replaying.create(opened, tmp_path / "again")
+    finish(controller(target, None, Replay(target.config.agent, Transcript(target.root / "llm.jsonl", lambda: 0.0))))
+    assert replaying.compare(opened, target)["different"] == {}
+
+
+def test_a_directive_reaches_the_sibling_of_a_candidate_that_runs(tmp_path):
+    """c0001's reply holds c0002's idea as well; a directive given in between is asked with all the same."""
+    with LLMServer(Agent(FEW)) as server:
+        opened = llm_campaign(tmp_path / "c", server.url, 2, per_parent=2)
+        driven = controller(opened, threads=False)
+        while driven.count < 2:
+            driven.step()
+        assert driven.campaign.proposal("c0001").details["alternatives"][0]["name"] == "SEQ-GRPO"
+        orders.give(opened, "directive", text="write shorter outputs")
+        finish(driven)
+        asked = prompts(server, "# Task\n\nPropose ")
+    assert ["write shorter outputs" in text for text in asked] == [False, True]
+
+
+def test_a_campaign_and_its_replay_keep_the_cards_they_began_with(tmp_path):
+    """The user's folder is edited between two starts, then it is gone: the prompts stay, and the replay fits."""
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    card = "---\nname: My method\nslots: clipping\narxiv:\nyear: 2026\ntags: slow-start\n---\n{}\n"
+    (mine / "a.md").write_text(card.format("Clip by the moon."))
+    with LLMServer(Agent(FEW)) as server:
+        opened = llm_campaign(tmp_path / "c", server.url, 3, {"cards": [str(mine)]})
+        driven = controller(opened, threads=False)
+        while driven.count < 2:
+            driven.step()
+        (mine / "a.md").write_text(card.format("Clip by the sun."))
+        (mine / "b.md").write_text("no card at all")
+        finish(controller(Campaign.open(opened.root), threads=False))
+        asked = prompts(server, "# Task\n\nPropose ")
+    assert ["Clip by the moon." in text for text in asked] == [True, True]
+    shutil.rmtree(mine)
     target = replaying.create(Campaign.open(opened.root), tmp_path / "again")
     finish(controller(target, None, Replay(target.config.agent, Transcript(target.root / "llm.jsonl", lambda: 0.0))))
     assert replaying.compare(opened, target)["different"] == {}

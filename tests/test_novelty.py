@@ -58,6 +58,12 @@ def test_another_hyperparameter_is_new(archive):
     assert verdict(archive, draft(CODE.replace("0.2", "0.3"), **TEXT)) is None
 
 
+@pytest.mark.parametrize(("value", "same"), [(0.2, True), ("2e-1", True), (0.25, False)])
+def test_stated_numbers_are_compared_with_written_ones(archive, value, same):
+    stated = draft(CODE.replace("-w *", "-2 * w *"), details={"hyperparameters": {"clip": value}}, **TEXT)
+    assert (verdict(archive, stated) is not None) == same
+
+
 def test_same_code_under_other_names(archive):
     assert fingerprint({"a.py": CODE}) == fingerprint({"a.py": RENAMED})
     reason = verdict(archive, draft(RENAMED, mechanisms=("my-clip", "new-name"), **TEXT))

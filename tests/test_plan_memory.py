@@ -45,6 +45,14 @@ def test_state_by_hand(train, ranks, dtype, megabytes):
     assert state(make(train, ranks, dtype)) == pytest.approx(megabytes)
 
 
+def test_under_zero_3_only_the_transformers_sampler_keeps_whole_weights():
+    def copies(engine):
+        config = configuration.parse({"train": {"zero_stage": 3}, "rollout": {"engine": engine}, "jobs": {"ranks": 4}})
+        return [line.name for line in memory.state(SHAPE, config, True, False) if line.name == "weights, to sample from"]
+
+    assert copies("hf") == ["weights, to sample from"] and copies("vllm") == []
+
+
 def test_reduction_bucket_is_deepspeeds_default_on_a_gpu_and_as_large_as_the_model_at_most_on_a_cpu():
     config = make({"zero_stage": 2}, 2, "bfloat16")
     assert lines(config)["reduction bucket", "backward"] == 2 * 500_000_000
@@ -56,6 +64,16 @@ def test_cache_by_hand():
     found = lines(make())
     assert found["cache of keys and values", "rollout"] == 30 * 4 * (32 * 8 + 8 * 6)
     assert found["logits of the last tokens", "rollout"] == 32 * 50 * 24
+
+
+def test_attention_by_hand():
+    # Queries 10 wide, keys 5, or 10 repeated. A quarter of the prompt each: 8 + 6 / 4 queries, 6 + 8 + 6 / 4 keys; a mask of 8 x 14.
+    assert memory.attention(SHAPE, 4, LENGTHS, 4, True, gpu=False) == (2 * 4 * (10 * 9.5 + 5 * 15.5), 4 * 8 * 14)
+    assert memory.attention(SHAPE, 4, LENGTHS, 4, True, gpu=True) == (2 * 4 * (10 * 9.5 + 10 * 15.5), 4 * 8 * 14)
+    # Longer than their prompt: whole sequences, without a mask; repeated in float32 only. 1,000 of 5,000 tokens on average, and padding.
+    long = Lengths(prompt=6, completion=5000, mean=1000)
+    assert memory.attention(SHAPE, 2, long, 4, True, gpu=True) == pytest.approx((2 * 2 * 15 * (6 + 1150 + 1.5), 0))
+    assert memory.attention(SHAPE, 4, long, 4, True, gpu=True) == pytest.approx((2 * 4 * 20 * (6 + 1150 + 1.5), 0))
 
 
 def test_vllm_takes_its_share_while_sampling_and_none_later():
@@ -110,26 +128,30 @@ def kept(policy, prompts, group, tokens, length):
 def model(kind, layers):
     torch.manual_seed(0)
     if kind == "gpt2":
-        return transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=64, n_embd=96, n_layer=layers, n_head=4, n_positions=256))
+        return transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=64, n_embd=96, n_layer=layers, n_head=4, n_positions=512))
     return transformers.Qwen2ForCausalLM(transformers.Qwen2Config(
         vocab_size=64, hidden_size=96, intermediate_size=480, num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=2))
 
 
+ALIKE, RAGGED = [30] * 12, [300, 280, 170, 150, 120, 100, 90, 90, 60, 30, 20, 10]  # the one with a mask, the other in buckets of both ways
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize(("packed", "lengths"), [(True, ALIKE), (True, RAGGED), (False, ALIKE)], ids=["packed", "packed-ragged", "padded"])
 @pytest.mark.parametrize("kind", ["gpt2", "qwen2"])
-def test_activations_of_a_layer_are_what_autograd_keeps(kind, packed, recompute, dtype):
-    G, n, P, C = 3, 4, 20, 30
+def test_activations_of_a_layer_are_what_autograd_keeps(kind, packed, lengths, recompute, dtype):
+    G, n, P, C, mean = 3, 4, 20, max(lengths), sum(lengths) / 12
     prompts, group = [list(range(1, P + 1))] * G, torch.arange(G).repeat_interleave(n)
-    tokens, length = torch.randint(1, 60, (G * n, C), generator=torch.Generator().manual_seed(0)), torch.full((G * n,), C)
+    tokens, length = torch.randint(1, 60, (G * n, C), generator=torch.Generator().manual_seed(0)), torch.tensor(lengths)
     counted = {layers: kept(Policy(model(kind, layers).to(getattr(torch, dtype)), 1.0, packed, recompute), prompts, group, tokens, length)
                for layers in (1, 3)}
-    m = G * (P + n * C) if packed else G * n * (P + C)
+    m = G * P + sum(lengths) if packed else G * n * (P + C)
     config = make({"microbatch_tokens": m, "share_prompt": packed, "gradient_checkpointing": recompute}, dtype=dtype)
     sizes = {layers: shape.of_model(model(kind, layers)) for layers in (1, 3)}
     name = "layers' inputs" if recompute else "activations"
-    estimated = {layers: next(x.bytes for x in memory.activations(sizes[layers], config, Lengths(P, C, C)) if x.name == name) for layers in (1, 3)}
+    estimated = {layers: next(x.bytes for x in memory.activations(sizes[layers], config, Lengths(P, C, mean), gpu=False) if x.name == name)
+                 for layers in (1, 3)}
     a_layer = (counted[3] - counted[1]) / 2
     assert 0.95 * a_layer < (estimated[3] - estimated[1]) / 2 < 1.15 * a_layer
 

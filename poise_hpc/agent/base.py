@@ -35,6 +35,7 @@ class Context:
     proposals: Mapping[str, Proposal] = field(default_factory=dict)      # id -> proposal, of `entries`
     reflections: Mapping[str, Reflection] = field(default_factory=dict)  # id -> reflection, of `entries`
     code: Callable[[str], Mapping[str, str]] = lambda id: {}             # id of a visible or pending candidate -> its package
+    curves: Callable[[str], Mapping[str, list[dict[str, Any]]]] = lambda id: {}  # id of a visible candidate -> training seed -> rows
     directive: str | None = None           # a researcher's sentence
     ideas: tuple[str, ...] = ()            # a researcher's suggestions for this candidate
     vetoed: frozenset[str] = frozenset()   # mechanisms that no further candidate may have

@@ -1,17 +1,19 @@
 """A conversation with the LLM: one operator, one candidate, growing turn by turn; and how its replies are read.
 
-A reply that cannot be read goes back once with the reason (`prompts/again.md`); then the call has failed.
+A reply that cannot be read goes back once with the reason (`prompts/again.md`); then the call has failed. A first turn that
+the model's context cannot hold is said in fewer words, if there are any.
 """
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from ..replay import LLM, LLMError
+from ..replay import LLM, LLMError, TooLong
 from ..transcript import Request
 from .prompts import render
 
@@ -33,10 +35,11 @@ class Conversation:
         self.model = ""  # that gave the latest reply
         self._messages: list[dict[str, str]] = [{"role": "system", "content": render("system")}]
 
-    def ask(self, text: str, read: Callable[[str], T], schema: dict[str, Any] | None = None) -> T:
-        """Say `text`, read the reply; once more with the reason if it cannot be read; then Malformed."""
+    def ask(self, text: str, read: Callable[[str], T], schema: dict[str, Any] | None = None, shorter: Iterable[str] = ()) -> T:
+        """Say `text`, read the reply; once more with the reason if it cannot be read; then Malformed. `shorter`: what to say
+        instead while the text is too long; then TooLong."""
         try:
-            return self._turn(text, read, schema)
+            return self._fitting(chain([text], shorter), read, schema)
         except BadReply as problem:
             again = render("again", problem=str(problem))
         try:
@@ -44,11 +47,20 @@ class Conversation:
         except BadReply as problem:
             raise Malformed(f"{self.candidate} {self.operator}: {self.model} was told once, still {problem}") from None
 
+    def _fitting(self, texts: Iterator[str], read: Callable[[str], T], schema: dict[str, Any] | None) -> T:
+        text = next(texts)
+        while True:
+            try:
+                return self._turn(text, read, schema)
+            except TooLong as error:
+                if not (text := next(texts, "")):
+                    raise error from None
+
     def _turn(self, text: str, read: Callable[[str], T], schema: dict[str, Any] | None) -> T:
-        self._messages.append({"role": "user", "content": text})
-        turn = sum(m["role"] == "assistant" for m in self._messages)
-        reply = self.llm.complete(Request(self.operator, self.candidate, turn, tuple(self._messages), schema))
-        self._messages.append({"role": "assistant", "content": reply.text})
+        messages = [*self._messages, {"role": "user", "content": text}]
+        turn = sum(m["role"] == "assistant" for m in messages)
+        reply = self.llm.complete(Request(self.operator, self.candidate, turn, tuple(messages), schema))
+        self._messages = [*messages, {"role": "assistant", "content": reply.text}]
         self.model = reply.model
         if reply.finish == "length":
             raise BadReply("the reply was cut at the token limit; say the same in fewer words, whole")

@@ -6,17 +6,34 @@ Figures are means over the training seeds, to four significant digits, so that a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..config import Config
+from ..tasks.base import summary
 from ..types import EntrySummary, Proposal, Reflection, Score
 from .base import Context, Facts
 
 CURVES = ("reward", "acc", "valid", "truncated", "length", "entropy", "kl_old", "kl_ref", "clip_fraction",
           "gradient_norm", "zero_variance", "advantage_std", "ess")  # of a training step's row
 POINTS = 9                 # steps shown of a curve
-REFLECTION_CHARS = 1200    # of an earlier reflection, at most
-HISTORY = 60               # entries in the table of what was tried, newest
+REASON_CHARS = 200         # of why a candidate failed, in its line
+
+
+@dataclass(frozen=True)
+class Detail:
+    """How much of the archive a prompt shows, at most."""
+
+    entries: int     # of what was tried, the newest
+    chars: int       # of an entry's change, and of its reflection
+    children: int    # of the parent, the newest
+    references: int
+    cards: int
+
+
+FULL = Detail(entries=60, chars=1200, children=20, references=4, cards=8)
+SHORTER = (Detail(30, 500, 10, 4, 4), Detail(10, 250, 5, 2, 2))  # where the model's context does not hold that, in turn
 
 
 def recipe(config: Config) -> str:
@@ -25,7 +42,9 @@ def recipe(config: Config) -> str:
     scores = ", ".join(f"{name}/{metric} {weight:g}" for name, b in config.evaluate.benchmarks.items()
                        for metric, weight in b.metrics.items())
     return "\n".join([
-        f"- task `{config.task.name}`; {t.steps} training steps, each {r.prompts} prompts x {r.group_size} completions, "
+        f"- task `{config.task.name}`" + (f": {told}" if (told := summary(config)) else "") +
+        (f"; start model {Path(config.model.path).name}" if config.model.path else ""),
+        f"- {t.steps} training steps, each {r.prompts} prompts x {r.group_size} completions, "
         f"sampled at temperature {r.temperature:g}",
         f"- {t.epochs} passes over each step's completions, {t.minibatches} optimizer steps a pass, learning rate "
         f"{t.learning_rate:g}, gradient norm clipped at {t.gradient_clip:g}",
@@ -50,12 +69,12 @@ def score_text(score: Score | None) -> str:
     parts = [f"Overall {interval(score.overall, score.ci)}"]
     if score.delta is not None:
         parts.append(f"against GRPO {interval(score.delta, score.delta_ci)}")
-    parts.append("at training fractions " + ", ".join(f"{at}: {number(v)}" for at, v in sorted(score.curve.items())))
+    parts.append("at training fractions " + ", ".join(f"{float(at):g}: {number(v)}" for at, v in sorted(score.curve.items())))
     parts.append("benchmarks " + ", ".join(f"{name}: {number(v)}" for name, v in sorted(score.benchmarks.items())))
     return "; ".join(parts)
 
 
-def entry_text(entry: EntrySummary, proposal: Proposal | None, reflection: Reflection | None) -> str:
+def entry_text(entry: EntrySummary, proposal: Proposal | None, reflection: Reflection | None, chars: int = FULL.chars) -> str:
     lines = [f"{entry.id} {entry.name} (parents: {', '.join(entry.parents) or 'none'}; mechanisms: "
              f"{', '.join(entry.mechanisms) or 'none'})",
              f"- outcome: {entry.outcome}" + (f", {entry.cause}" if entry.cause else "") + f"; {score_text(entry.score)}"]
@@ -63,28 +82,74 @@ def entry_text(entry: EntrySummary, proposal: Proposal | None, reflection: Refle
         lines.append("- training: " + ", ".join(f"{k} {number(v)}" for k, v in sorted(entry.behaviour.items())))
     if proposal:
         lines.append(f"- hypothesis: {proposal.hypothesis}")
-        lines.append(f"- change: {proposal.description}")
+        lines.append(f"- change: {_clip(proposal.description, chars)}")
     if reflection:
-        lines.append(f"- reflection ({reflection.verdict}; {', '.join(reflection.symptoms) or 'no symptoms'}): "
-                     f"{_clip(reflection.text)}")
+        hypothesis = f"hypothesis {reflection.hypothesis}; " if reflection.hypothesis else ""
+        lines.append(f"- reflection (scores {reflection.verdict}; {hypothesis}{', '.join(reflection.symptoms) or 'no symptoms'}): "
+                     f"{_clip(reflection.text, chars)}")
     return "\n".join(lines)
 
 
-def references_text(context: Context) -> str:
+def references_text(context: Context, detail: Detail = FULL) -> str:
     """The tiered reference set: why each is shown, then the entry."""
     by_id = {e.id: e for e in context.entries}
-    blocks = [f"**{r.tier}** ({r.why})\n{entry_text(by_id[r.id], context.proposals.get(r.id), context.reflections.get(r.id))}"
-              for r in context.references if r.id in by_id]
+    blocks = [f"**{r.tier}** ({r.why})\n{entry_text(by_id[r.id], context.proposals.get(r.id), context.reflections.get(r.id), detail.chars)}"
+              for r in context.references[:detail.references] if r.id in by_id]
     return "\n\n".join(blocks) or "None yet."
 
 
-def history_text(entries: Sequence[EntrySummary], pending: Sequence[tuple[str, Proposal]] = ()) -> str:
+def history_text(context: Context, detail: Detail = FULL) -> str:
     """One line per candidate, newest last: what was tried, what came of it."""
-    lines = [f"- {e.id} {e.name}: {', '.join(e.mechanisms)}; " + (
-        f"{interval(e.score.delta, e.score.delta_ci)} against GRPO" if e.score and e.score.delta is not None else
-        f"Overall {number(e.score.overall)}" if e.score else f"failed: {e.cause}") + f"; {e.verdict}"
-        for e in entries[-HISTORY:]]
-    return "\n".join(lines + [f"- {id} {p.name}: {', '.join(p.mechanisms)}; still running" for id, p in pending]) or "Nothing yet."
+    lines = [line(e, context.reflections.get(e.id)) for e in context.entries[-detail.entries:]]
+    return "\n".join(lines + [pending_line(id, p) for id, p in context.pending])
+
+
+def lineage_text(context: Context) -> str:
+    """The line from the first ancestor to the parent."""
+    by_id, chain, id = {e.id: e for e in context.entries}, [], context.parent.id
+    while id in by_id and by_id[id] not in chain:
+        chain.append(by_id[id])
+        id = next(iter(by_id[id].parents), "")
+    return "\n".join(line(e, context.reflections.get(e.id)) for e in reversed(chain))
+
+
+def children_text(context: Context, detail: Detail = FULL) -> str:
+    """What was made of this parent so far, the newest."""
+    children = [e for e in context.entries if context.parent.id in e.parents][-detail.children:]
+    lines = [line(e, context.reflections.get(e.id)) for e in children]
+    return "\n".join(lines + [pending_line(id, p) for id, p in context.pending if context.parent.id in p.parents]) or "None yet."
+
+
+def line(e: EntrySummary, reflection: Reflection | None) -> str:
+    s = e.score
+    result = (f"failed: {e.cause}{_reason(reflection)}" if s is None else
+              f"Overall {interval(s.overall, s.ci)}" + (f", {interval(s.delta, s.delta_ci)} against GRPO" if s.delta is not None else ""))
+    hypothesis = f", hypothesis {reflection.hypothesis}" if reflection and reflection.hypothesis else ""
+    return f"- {_head(e.id, e.name, e.parents, e.mechanisms)}; {result}; {e.verdict}{hypothesis}"
+
+
+def pending_line(id: str, p: Proposal) -> str:
+    return f"- {_head(id, p.name, p.parents, p.mechanisms)}; still running"
+
+
+def _head(id: str, name: str, parents: Sequence[str], mechanisms: Sequence[str]) -> str:
+    return f"{id} {name}" + (f" (from {', '.join(parents)})" if parents else "") + f": {', '.join(mechanisms) or 'no mechanism named'}"
+
+
+def _reason(reflection: Reflection | None) -> str:
+    """Of a failure: the message that the rules quote, else the first line of the diagnosis."""
+    lines = reflection.text.strip().splitlines() if reflection else []
+    said = next((text.removeprefix("Message: ") for text in lines if text.startswith("Message: ")), lines[0] if lines else "")
+    return f", {_clip(said, REASON_CHARS)}" if said else ""
+
+
+def noise_text(entries: Sequence[EntrySummary]) -> str:
+    """How far one seed's Overall strays, in this archive."""
+    from ..stats import pooled_sd
+
+    sd = pooled_sd([e.score for e in entries if e.score])
+    return (f"one training seed's Overall strays by {number(sd)} points (standard deviation, all entries)" if sd else
+            "nobody knows yet how far one seed strays")
 
 
 def mean_rows(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, float]]:
@@ -116,16 +181,34 @@ def curves_text(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in table)
 
 
-def find_figure(facts: Facts, quantity: str, step: int | None) -> float | None:
-    """The figure that a citation names: a curve at a step, a benchmark, "overall" or "delta"; None if there is none."""
+def find_figure(facts: Facts, of: str, quantity: str, step: int | None) -> float | None:
+    """The figure that a citation names, of the candidate, of "grpo" or of its "parent": a curve's column at a step or, without one, a
+    score; None if there is none. Scores: overall, final, delta, their interval's ends as overall.low, a training fraction as
+    overall@0.5, a benchmark; of the candidate also what `behaviour` holds, and parent_delta, its paired difference to the parent."""
     if step is not None:
-        return next((row.get(quantity) for row in mean_rows(facts.curves) if row["step"] == step), None)
-    if facts.score is None:
-        return None
-    named = {"overall": facts.score.overall, "delta": facts.score.delta, "final": facts.score.final}
-    return named.get(quantity, facts.score.benchmarks.get(quantity, facts.behaviour.get(quantity)))
+        rows = mean_rows({"candidate": facts.curves, "grpo": facts.baseline_curves}.get(of, {}))
+        return next((row.get(quantity) for row in rows if row["step"] == step), None)
+    score = {"candidate": facts.score, "grpo": facts.baseline_score, "parent": facts.parent_score}[of]
+    named: dict[str, float | None] = {**facts.behaviour} if of == "candidate" else {}
+    if score is not None:
+        paired = _paired(facts) if of == "candidate" else None
+        named |= score.benchmarks | {f"overall@{float(at):g}": value for at, value in score.curve.items()}
+        named |= _ends("overall", score.overall, score.ci) | _ends("delta", score.delta, score.delta_ci) | {"final": score.final}
+        named |= _ends("parent_delta", *paired) if paired else {}
+    return named.get(quantity)
 
 
-def _clip(text: str) -> str:
+def _ends(name: str, value: float | None, ci: Sequence[float] | None) -> dict[str, float | None]:
+    return {name: value} | ({f"{name}.low": ci[0], f"{name}.high": ci[1]} if ci else {})
+
+
+def _paired(facts: Facts) -> tuple[float, Sequence[float] | None] | None:
+    """Difference to the parent over common seeds, with its interval."""
+    from ..stats import paired_difference
+
+    return paired_difference(facts.score.by_seed, facts.parent_score.by_seed) if facts.score and facts.parent_score else None
+
+
+def _clip(text: str, chars: int) -> str:
     text = " ".join(text.split())
-    return text if len(text) <= REFLECTION_CHARS else text[:REFLECTION_CHARS].rsplit(" ", 1)[0] + " ..."
+    return text if len(text) <= chars else text[:chars].rsplit(" ", 1)[0] + " ..."

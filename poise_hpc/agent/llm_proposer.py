@@ -4,6 +4,8 @@
                         ^________|          ^______________________|   bounded rounds
     check job fails, or its response report speaks against the proposal (`confirm`) -> repair -> Draft
 
+While a package is written and reviewed, those of its siblings are written beside it; they find theirs in the transcript.
+
 Stateless: everything is a function of the context and of recorded replies, so a killed controller that proposes again
 gets the same draft without paying again. What ends for good is a `DraftRejected`: evidence, archived with its cause.
 What a later try may cure (`replay.Unavailable`) or a person (`replay.Rejected`, `transcript.BudgetExceeded`) passes through.
@@ -11,41 +13,60 @@ What a later try may cure (`replay.Unavailable`) or a person (`replay.Rejected`,
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
 
 from ..algorithms import gate
 from ..config import Config
-from ..replay import EmptyReply, LLM, LLMError, Refused
+from ..replay import EmptyReply, LLM, LLMError, Refused, TooLong
+from ..transcript import BudgetExceeded
 from ..types import Outcome, Proposal, Reflection
 from . import llm_reflect, propose, reflect as rules, review
 from .base import Context, Draft, DraftRejected, Facts
 from .conversation import Malformed
 from .implement import implement, repair
-from .priors import choose_cards, load_cards
+from .priors import CARDS, keep, load_cards
 from .synthesize import notes_for
 
-FINAL: dict[type[LLMError], str] = {  # recorded replies, the same for ever: asking again would not help
-    Malformed: "malformed-reply", Refused: "refused", EmptyReply: "empty-reply"}
+FINAL: dict[type[LLMError], str] = {  # recorded, the same for ever: asking again would not help
+    Malformed: "malformed-reply", Refused: "refused", EmptyReply: "empty-reply", TooLong: "prompt-too-long"}
 NEVER_RUN = frozenset({"duplicate", "gate", "inconsistent", *FINAL.values()})
 
 
 class LLMProposer:
     def __init__(self, llm: LLM, config: Config, campaign: Path):
         self.llm, self.config, self.notes = llm, config, campaign / "notes"
-        self.cards = load_cards(*map(Path, config.agent.cards))
+        self.cards = load_cards(*keep([Path(folder).expanduser() for folder in config.agent.cards], campaign / CARDS))
 
     def propose(self, context: Context) -> Draft:
         try:
             notes = notes_for(self.llm, context, self.config.agent.synthesize_every, self.notes)
-            ideas = propose.propose(self.llm, context, self.config, notes, choose_cards(self.cards, context))
+            ideas = propose.propose(self.llm, context, self.config, notes, self.cards)
         except tuple(FINAL) as error:
             raise DraftRejected(FINAL[type(error)], str(error), Draft(propose.unproposed(context, self.config), {})) from None
         proposal = propose.choose(ideas)
         if reason := proposal.details.get("duplicate"):
             raise DraftRejected("duplicate", reason, Draft(proposal, {}))
-        return self._work(context.id, proposal, {}, lambda: implement(self.llm, context.id, proposal, context.parent_code),
-                          lambda draft: propose.novelty(draft, context))
+
+        def work() -> Draft:
+            return self._work(context.id, Draft(proposal, {}), lambda: self._implement(context.id, proposal, context),
+                              lambda draft: propose.novelty(draft, context))
+
+        if not (siblings := propose.ahead(context, proposal, self.config)):
+            return work()
+        with ThreadPoolExecutor(len(siblings)) as pool:
+            for id, sibling in siblings:
+                pool.submit(self._implement, id, sibling, context)  # nobody reads its end: what fails here fails in the sibling's own turn
+            try:
+                return work()
+            except BudgetExceeded:
+                pass
+        return work()  # what the siblings' calls had reserved may have come back
+
+    def _implement(self, id: str, proposal: Proposal, context: Context) -> Draft:
+        second = context.code(proposal.parents[1]) if len(proposal.parents) > 1 else {}
+        return Draft(proposal, implement(self.llm, id, proposal, context.parent_code, second))
 
     def repair(self, id: str, draft: Draft, messages: Sequence[str]) -> Draft:
         """The draft after its check job found `messages`; DraftRejected once `agent.repair_rounds` are used up."""
@@ -53,14 +74,15 @@ class LLMProposer:
         if done >= self.config.agent.repair_rounds:
             raise DraftRejected("check-failed", "; ".join(messages), draft)
         proposal = propose.with_details(draft.proposal, repairs=done + 1)
-        return self._work(id, proposal, draft.files, lambda: repair(self.llm, id, proposal, draft.files, messages))
+        return self._work(id, Draft(proposal, draft.files), lambda: repair(self.llm, id, proposal, draft.files, messages))
 
     def confirm(self, id: str, draft: Draft, response: Mapping[str, float]) -> list[str]:
         """After its checks passed: what the measured response (payload["response"] of the check job) speaks against, if
         the reviewer agrees. [] lets it train; else `repair` with this."""
-        doubts = review.contradictions(draft.proposal, response)
+        if not review.contradictions(draft.proposal, response):
+            return []
         try:
-            return review.review(self.llm, id, draft.proposal, draft.files, doubts) if doubts else []
+            return review.review(self.llm, id, draft.proposal, draft.files, response)
         except tuple(FINAL) as error:
             raise DraftRejected(FINAL[type(error)], str(error), draft) from None
 
@@ -69,26 +91,24 @@ class LLMProposer:
             return rules.reflect(facts)  # the cause says it all; there is nothing to diagnose, and nothing to pay for
         return llm_reflect.reflect(self.llm, facts, rules.reflect(facts))
 
-    def _work(self, id: str, proposal: Proposal, files: Mapping[str, str], first: Callable[[], dict[str, str]],
-              novelty: Callable[[Draft], str | None] = lambda draft: None) -> Draft:
+    def _work(self, id: str, draft: Draft, first: Callable[[], Draft], novelty: Callable[[Draft], str | None] = lambda draft: None) -> Draft:
         """A package that gate, declarations, novelty and reviewer accept, in a bounded number of rounds."""
         try:
-            files = first()
+            draft = first()
             for done in count():
-                draft = Draft(proposal, files)
-                if reason := novelty(draft):
-                    raise DraftRejected("duplicate", reason, draft)
-                cause, problems = self._problems(id, draft)
+                cause, problems = self._problems(id, draft, novelty)
                 if not problems:
                     return draft
                 if done == self.config.agent.repair_rounds:
                     raise DraftRejected(cause, "; ".join(problems), draft)
-                files = repair(self.llm, id, proposal, files, problems)
+                draft = repair(self.llm, id, draft.proposal, draft.files, problems)
         except tuple(FINAL) as error:
-            raise DraftRejected(FINAL[type(error)], str(error), Draft(proposal, files)) from None
+            raise DraftRejected(FINAL[type(error)], str(error), draft) from None
 
-    def _problems(self, id: str, draft: Draft) -> tuple[str, list[str]]:
+    def _problems(self, id: str, draft: Draft, novelty: Callable[[Draft], str | None]) -> tuple[str, list[str]]:
         """Cheapest first: the reviewer is paid only for what syntax has nothing against."""
+        if reason := novelty(draft):
+            return "duplicate", [f"this package repeats another candidate: {reason}. Write what the proposal changes"]
         if found := gate.check_files(draft.files):
             return "gate", [str(f) for f in found]
         if found := review.mismatches(draft.proposal, draft.files):

@@ -17,13 +17,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
+from .. import syntax
 from ..files import dumps
 from ..types import Proposal
 from .base import Context, Draft
 
 TEXT_OVERLAP = 0.9  # share of three-word runs that two proposals have in common
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef)
-PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"  # whose syntax trees a signature is made of
+PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}-2"  # whose syntax trees a signature is made of, and how
 
 
 def check_novelty(draft: Draft, context: Context) -> str | None:
@@ -59,7 +60,7 @@ def _neighbours(draft: Draft, context: Context) -> Iterator[tuple[str, Proposal]
 
 def signature(proposal: Proposal, files: Mapping[str, str]) -> str:
     """What the three tests need to be equal, as digests, after the Python version: mechanisms with hyperparameters, if they are
-    known; the code, if there is any; the numbers in the text. "3.11 r0123... c0123... n0123..."
+    known; the code, if there is any; the numbers in the text. "3.11-2 r0123... c0123... n0123..."
     """
     hyper, numbers = hyperparameters(proposal, files), _numbers(_words(proposal))
     signs = [_recipe_sign(proposal.mechanisms, hyper)] if hyper is not None else []
@@ -86,27 +87,42 @@ def _overlap(a: set[str], b: set[str]) -> float:
 
 def hyperparameters(proposal: Proposal, files: Mapping[str, str]) -> str | None:
     """Canonical text of the hyperparameters: what the proposal states, else the fields of the package; None if neither says."""
-    stated = proposal.details.get("recipe", proposal.details.get("hyperparameters"))
-    if stated is not None:
+    if (recipe := proposal.details.get("recipe")) is not None:
+        return dumps(recipe)
+    if (stated := stated_values(proposal)) is not None:
         return dumps(stated)
-    fields = _fields(files.get("algorithm.py", ""))
-    return dumps(fields) if fields else None
+    found = fields(files)
+    return dumps(found) if found else None
+
+
+def stated_values(proposal: Proposal) -> dict[str, Any] | None:
+    """Hyperparameters that the proposal gives; None if it gives no list of them."""
+    stated = proposal.details.get("hyperparameters")
+    return None if stated is None else {name: _number(value) for name, value in stated.items()}
+
+
+def fields(files: Mapping[str, str]) -> dict[str, Any]:
+    """Annotated class fields with a default: an algorithm's hyperparameters."""
+    return {name: _number(text) for name, text in _fields_of(files.get("algorithm.py", ""))}
+
+
+def _number(value: Any) -> Any:
+    """0.2 for 0.2, "0.20" and "2e-1"; what is no number stays."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return value
 
 
 @lru_cache(maxsize=4096)
 def _fields_of(text: str) -> tuple[tuple[str, str], ...]:
     try:
-        tree = ast.parse(text)
+        tree = syntax.parse(text)
     except (SyntaxError, ValueError):
         return ()
     return tuple(sorted((node.target.id, ast.unparse(node.value))
                         for cls in tree.body if isinstance(cls, ast.ClassDef)
                         for node in cls.body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value))
-
-
-def _fields(text: str) -> dict[str, str]:
-    """Annotated class fields with a default: an algorithm's hyperparameters."""
-    return dict(_fields_of(text))
 
 
 def fingerprint(files: Mapping[str, str]) -> tuple[str, ...]:
@@ -120,7 +136,7 @@ def _normalized(text: str) -> str:
     (classes, arguments and variables of functions; not methods and fields, which the interface reads) are numbered in the
     order of their appearance; docstrings and annotations of functions are left out."""
     try:
-        tree = ast.parse(text)
+        tree = syntax.parse(text)
     except (SyntaxError, ValueError):
         return text  # the static gate says what is wrong with it
     words: list[str] = []

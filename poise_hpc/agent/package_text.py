@@ -33,12 +33,12 @@ def read_package(text: str) -> dict[str, str]:
     return _whole(files)
 
 
-def read_change(text: str, package: Mapping[str, str]) -> dict[str, str]:
-    """`package` after a reply's whole files and edits."""
+def read_change(text: str, package: Mapping[str, str], may_stay: bool = False) -> dict[str, str]:
+    """`package` after a reply's whole files and edits; at least one unless it `may_stay` as it is."""
     _closed(text)
     files = dict(package) | {m["name"]: m["text"] for m in BLOCK.finditer(text)}
     edits = list(EDIT.finditer(text))
-    if not edits and files == package:
+    if not edits and files == package and not may_stay:
         raise BadReply("the reply changes nothing; send whole files as ```python NAME.py blocks, or SEARCH/REPLACE edits")
     for number, edit in enumerate(edits, 1):
         name, old, new = edit["name"], edit["old"], edit["new"]
@@ -53,6 +53,11 @@ def read_change(text: str, package: Mapping[str, str]) -> dict[str, str]:
 def show_package(package: Mapping[str, str]) -> str:
     """As prompts show it, and as replies should look."""
     return "\n\n".join(f"```python {name}\n{text.rstrip()}\n```" for name, text in sorted(package.items()))
+
+
+def without_code(text: str) -> str:
+    """What a reply says beside its files and edits."""
+    return EDIT.sub("", BLOCK.sub("", text))
 
 
 def _closed(text: str) -> None:

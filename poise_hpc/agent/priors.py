@@ -9,11 +9,15 @@
     ---
     Method, formula, when it helps, when it hurts, source.
 
+A campaign keeps a copy of the user's cards (`keep`): a card that is edited later changes no prompt of it.
+
 `slots` are those of `catalogue.SLOTS`, `tags` symptoms of `reflect.SYMPTOMS` or words of one's own.
 """
 from __future__ import annotations
 
+import os
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +26,7 @@ from ..types import UsageError
 from .base import Context
 
 OURS = Path(__file__).parent / "priors"
+CARDS = "cards"  # in a campaign's folder: the user's own, as they were when it began
 FIELDS = ("name", "slots", "arxiv", "year", "tags")
 
 
@@ -42,6 +47,20 @@ def load_cards(*folders: Path) -> list[Card]:
             raise UsageError(f"agent.cards: {folder} is not a folder; a folder of *.md cards was wanted")
     cards = {card.name: card for folder in (OURS, *folders) for card in map(read_card, sorted(folder.glob("*.md")))}
     return [cards[name] for name in sorted(cards)]
+
+
+def keep(folders: Sequence[Path], own: Path) -> list[Path]:
+    """The user's folders as the campaign has them, in `own`: copied at its first start, whole or not at all."""
+    if not own.exists() and folders:
+        load_cards(*folders)  # a bad card is named before it is kept
+        temporary = own.with_name(f".{own.name}.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        for number, folder in enumerate(folders):
+            (temporary / f"{number:02d}").mkdir(parents=True)
+            for card in sorted(folder.glob("*.md")):
+                shutil.copyfile(card, temporary / f"{number:02d}" / card.name)
+        os.rename(temporary, own)
+    return sorted(own.iterdir()) if own.exists() else []
 
 
 def read_card(path: Path) -> Card:

@@ -6,22 +6,24 @@ Two mechanical sources: the package's syntax tree (here, before any job) and the
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping
 from typing import get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from .. import syntax
+from ..algorithms import seeds
 from ..replay import LLM
 from ..types import Proposal
 from .conversation import Conversation, json_schema, reads_json
-from .implement import proposal_text
+from .implement import interface, proposal_text
 from .package_text import show_package
 from .prompts import render
 from .propose import Input
 
 # Read as an attribute or not at all. The others also come in through helpers: ratio(batch) reads logp_old.
 PLAIN_INPUTS = frozenset({"components", "valid", "truncated", "length", "logp_rollout", "progress", "step"})
-SHARED = ("base", "ops")  # modules of poise_hpc.algorithms that are no algorithm
 
 
 class Finding(BaseModel):
@@ -38,32 +40,46 @@ class Verdict(BaseModel):
     findings: list[Finding] = Field(description="empty if consistent")
 
 
-def review(llm: LLM, id: str, proposal: Proposal, package: Mapping[str, str], measured: Sequence[str] = ()) -> list[str]:
-    """What the reviewer finds inconsistent; [] if the code does what the proposal says. `measured`: of `contradictions`."""
+def review(llm: LLM, id: str, proposal: Proposal, package: Mapping[str, str], response: Mapping[str, float] | None = None) -> list[str]:
+    """What the reviewer finds inconsistent; [] if the code does what the proposal says. `response`: of the check job, if it has run."""
     seen = [f"{k}: {', '.join(v) or 'none'}" for k, v in static_evidence(package).items()]
-    text = render("review", proposal=proposal_text(proposal), package=show_package(package),
-                  evidence="\n".join(f"- {line}" for line in [*seen, *(f"measured: {m}" for m in measured)]))
+    text = render("review", proposal=proposal_text(proposal), package=show_package(package), interface=interface(),
+                  imported=show_package(imported(package)) or "None.", measured=measured_text(proposal, response),
+                  evidence="\n".join(f"- {line}" for line in [*seen, *unread(proposal, package)]))
     verdict = Conversation(llm, "review", id).ask(text, reads_json(Verdict, _contradicts_itself), json_schema(Verdict))
     return [f"the proposal says: {f.claim}; the code: {f.code}; {f.change}" for f in verdict.findings]
 
 
+def measured_text(proposal: Proposal, response: Mapping[str, float] | None) -> str:
+    if response is None:
+        return "Not measured yet: judge by reading."
+    return "\n".join([*(f"- {name}: {change:g}" for name, change in response.items()), "",
+                      *(f"- against the proposal: {line}" for line in contradictions(proposal, response))])
+
+
 def mismatches(proposal: Proposal, package: Mapping[str, str]) -> list[str]:
-    """Declarations of proposal and code that differ, by syntax alone. The package parses (the gate has passed)."""
-    seen = static_evidence(package)
+    """Declarations of proposal and code that differ, by syntax alone. The package parses (the gate has passed). What it does not
+    declare itself is looked up in the algorithms that it imports."""
+    seen, base = static_evidence(package), static_evidence(imported(package))
     out = []
-    if not seen["inherits from algorithms"] and set(seen["mechanisms"]) != set(proposal.mechanisms):
+    mechanisms = seen["mechanisms"] or base["mechanisms"]
+    if set(mechanisms) != set(proposal.mechanisms):
         out.append(f"the proposal's mechanisms are {', '.join(proposal.mechanisms)}; the code declares "
-                   f"{', '.join(seen['mechanisms']) or 'none'}; they must be the same names")
-    fields = dict(item.split(" = ", 1) for item in seen["hyperparameters"])
+                   f"{', '.join(mechanisms) or 'none'}; they must be the same names")
+    fields = dict(item.split(" = ", 1) for item in [*base["hyperparameters"], *seen["hyperparameters"]])
     for name, value in proposal.details.get("hyperparameters", {}).items():
-        if name not in fields and not seen["inherits from algorithms"]:
+        if name not in fields:
             out.append(f"hyperparameter {name} of the proposal is no field of the algorithm's dataclass")
-        elif name in fields and _number(fields[name]) not in (None, value):
-            out.append(f"hyperparameter {name} is {value:g} in the proposal and {fields[name]} in the code")
-    if not seen["inherits from algorithms"]:
-        unread = (set(proposal.details.get("responds_to", ())) & PLAIN_INPUTS) - set(seen["inputs read"])
-        out += [f"the proposal says that the values respond to `{name}`; the code never reads it" for name in sorted(unread)]
+        elif (number := _number(fields[name])) is not None and not math.isclose(number, value):
+            out.append(f"hyperparameter {name} is {value!r} in the proposal and {fields[name]} in the code")
     return out
+
+
+def unread(proposal: Proposal, package: Mapping[str, str]) -> list[str]:
+    """Claimed inputs that no line reads: for the reviewer to judge, since it may be the claim that is wrong."""
+    seen = static_evidence({**imported(package), **package})
+    claimed = set(proposal.details.get("responds_to", ())) & PLAIN_INPUTS
+    return [f"the proposal says that the values respond to `{name}`; no line reads it" for name in sorted(claimed - set(seen["inputs read"]))]
 
 
 def contradictions(proposal: Proposal, response: Mapping[str, float]) -> list[str]:
@@ -80,7 +96,7 @@ def contradictions(proposal: Proposal, response: Mapping[str, float]) -> list[st
 
 def static_evidence(package: Mapping[str, str]) -> dict[str, list[str]]:
     """What the syntax trees show, sorted: nothing is imported or executed."""
-    trees = [ast.parse(text) for text in package.values()]
+    trees = [syntax.parse(text) for text in package.values()]
     nodes = [node for tree in trees for node in ast.walk(tree)]
     return {
         "inputs read": sorted({n.attr for n in nodes if isinstance(n, ast.Attribute)} & set(get_args(Input))),
@@ -91,10 +107,19 @@ def static_evidence(package: Mapping[str, str]) -> dict[str, list[str]]:
                                 for k in n.keywords if k.arg == "name" and isinstance(k.value, ast.Constant)}),
         "helpers": sorted({a.name for n in nodes if isinstance(n, ast.ImportFrom) and (n.module or "").endswith("algorithms.ops")
                            for a in n.names}),
-        "inherits from algorithms": sorted({n.module for n in nodes if isinstance(n, ast.ImportFrom) and n.module
-                                            and n.module.startswith("poise_hpc.algorithms.")
-                                            and n.module.split(".")[2] not in SHARED}),
+        "inherits from algorithms": sorted(imported(package)),
     }
+
+
+def imported(package: Mapping[str, str]) -> dict[str, str]:
+    """Source of the seed algorithms that the package builds on, as "poise_hpc/algorithms/gspo.py"."""
+    nodes = [node for text in package.values() for node in ast.walk(syntax.parse(text))]
+    names = {alias.name for n in nodes if isinstance(n, ast.Import) for alias in n.names}
+    for n in nodes:
+        if isinstance(n, ast.ImportFrom) and n.module:
+            names |= {n.module, *(f"{n.module}.{alias.name}" for alias in n.names)}
+    used = [seed for seed, module in seeds.SEEDS.items() if module in names]
+    return {f"poise_hpc/algorithms/{seed}.py": seeds.source(seed) for seed in used}
 
 
 def _fields(nodes: list[ast.AST]) -> Iterator[str]:
@@ -111,7 +136,7 @@ def _name(node: ast.AST) -> str:
 
 def _number(text: str) -> float | None:
     try:
-        return float(ast.literal_eval(text))
+        return float(ast.literal_eval(syntax.parse(text).body[0].value))
     except (ValueError, TypeError, SyntaxError):
         return None
 

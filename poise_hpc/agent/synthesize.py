@@ -11,12 +11,15 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from .. import files
-from ..replay import EmptyReply, LLM, Refused
+from ..replay import EmptyReply, LLM, Refused, TooLong
 from ..types import EntrySummary, candidate_id, candidate_number
 from . import evidence
 from .base import Context
 from .conversation import Conversation, Malformed, json_schema, reads_json
 from .prompts import render
+
+
+MOST_PRINCIPLES, MOST_QUESTIONS = 10, 5
 
 
 class Principle(BaseModel):
@@ -46,11 +49,13 @@ def revise(llm: LLM, context: Context, every: int, folder: Path) -> None:
     if path.exists():
         return
     older = latest(folder, candidate_number(context.id) - 1, every)
-    text = render("synthesize", history=history(context), notes=older or "None yet: this is the first revision.")
+    text, *shorter = (render("synthesize", history=history(context, detail), notes=older or "None yet: this is the first revision.",
+                             principles=str(MOST_PRINCIPLES), questions=str(MOST_QUESTIONS))
+                      for detail in (evidence.FULL, *evidence.SHORTER))
     try:
         notes = Conversation(llm, "synthesize", context.id).ask(
-            text, reads_json(Notes, lambda notes: problems(notes, context.entries)), json_schema(Notes))
-    except (Malformed, Refused, EmptyReply):
+            text, reads_json(Notes, lambda notes: problems(notes, context.entries)), json_schema(Notes), shorter)
+    except (Malformed, Refused, EmptyReply, TooLong):
         return  # the older notes stay
     folder.mkdir(exist_ok=True)
     files.write_json(path, notes.model_dump())
@@ -70,14 +75,16 @@ def markdown(notes: Notes) -> str:
     return "\n".join(lines + [f"- Open: {q}" for q in notes.open_questions])
 
 
-def history(context: Context) -> str:
-    return "\n\n".join(evidence.entry_text(e, context.proposals.get(e.id), context.reflections.get(e.id))
-                       for e in context.entries[-evidence.HISTORY:])
+def history(context: Context, detail: evidence.Detail) -> str:
+    return "\n\n".join(evidence.entry_text(e, context.proposals.get(e.id), context.reflections.get(e.id), detail.chars)
+                       for e in context.entries[-detail.entries:])
 
 
 def problems(notes: Notes, entries: Sequence[EntrySummary]) -> list[str]:
     known = {e.id for e in entries}
     out = [] if notes.principles else ["principles: at least one was wanted"]
+    for name, found, most in [("principles", notes.principles, MOST_PRINCIPLES), ("open_questions", notes.open_questions, MOST_QUESTIONS)]:
+        out += [f"{name}: at most {most} were wanted, got {len(found)}; join or drop some"] if len(found) > most else []
     for p in notes.principles:
         if unknown := [id for id in (*p.supports, *p.contradicts) if id not in known]:
             out.append(f"{p.principle!r} cites {', '.join(unknown)}; no such entry was shown")

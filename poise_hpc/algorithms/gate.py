@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from .. import syntax
 from .load import read_package
 
 MODULES = frozenset({"__future__", "dataclasses", "math", "torch", "torch.nn.functional", "typing"})
@@ -62,7 +63,7 @@ def check_files(files: Mapping[str, str]) -> list[Finding]:
 
 def _check(file: str, text: str, siblings: frozenset[str]) -> list[Finding]:
     try:
-        tree = ast.parse(text)
+        tree = syntax.parse(text)
         found = {(getattr(node, "lineno", 0), rule, message) for rules in (
             _imports(tree, siblings), _names(tree), _attributes(tree), _level(tree, "module", _classes(tree)), _defaults(tree))
             for node, rule, message in rules}

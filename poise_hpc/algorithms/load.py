@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .. import syntax
 from ..files import CorruptFile, read_listed
 from ..types import RESTORE_CODE, CandidateError
 from . import seeds
@@ -57,7 +58,7 @@ def verify(package_dir: Path, wanted: Mapping[str, str] | None) -> None:
 def declared_mechanisms(files: Mapping[str, str]) -> tuple[str, ...]:
     """Names in the package's `mechanisms = (Mechanism("name", ...), ...)`, read and not run; () where they are not written out."""
     try:
-        tree = ast.parse(files["algorithm.py"])
+        tree = syntax.parse(files["algorithm.py"])
     except (SyntaxError, ValueError):  # a finding of the gate's, not ours
         return ()
     written = [node.value for node in ast.walk(tree) if isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value is not None

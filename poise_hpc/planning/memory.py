@@ -1,7 +1,7 @@
 """What one rank's memory holds, line by line, before anything runs.
 
 Symbols: N parameters, b bytes of one in the model's type (4 or 2), R ranks, h hidden, I feed-forward width, W width of all heads,
-V vocabulary, m tokens of a microbatch (`train.microbatch_tokens`), B its completions, G its groups, C the longest completion and P the longest prompt, in
+V vocabulary, m tokens of a microbatch (`train.microbatch_tokens`), B its completions, n those of a group, P the longest prompt and C a completion, in
 tokens. Each line says in which phases of a training job it is there; the peak is the phase that needs most:
 
     rollout    the policy samples           backward   the last microbatch of an update: all that autograd keeps is alive
@@ -25,6 +25,7 @@ LIVE = 1_000_000_000          # and stage3_max_live_parameters
 GPU_CONTEXT = 1.5 * GIB       # CUDA and NCCL, kernels loaded. Assumed
 CPU_CONTEXT = 0.75 * GIB      # Python with torch, transformers and deepspeed: docs/PLAN.md
 SLACK = 0.05                  # of the rest: what the allocator holds and cannot use. Assumed
+PADDED = 1.15                 # rows of attention's rectangles over those of completions: docs/TRAINER.md
 EVALUATED_AT_ONCE = SAMPLED_AT_ONCE = 1024  # completions in one batch: evaluation.job.ROWS_AT_ONCE, rollout.hf_engine
 
 
@@ -65,7 +66,7 @@ class Estimate:
 def estimate(shape: Shape, config: Config, lengths: Lengths, memory_gb: float | None = None, gpu: bool = True, reference: bool = False) -> Estimate:
     """Of one rank's GPU, which has `memory_gb` GiB, or of its share of the host's memory. `reference`: the algorithm asks for
     reference log-probs."""
-    lines = [line for line in (*state(shape, config, gpu, reference), *activations(shape, config, lengths), *loss(shape, config, lengths),
+    lines = [line for line in (*state(shape, config, gpu, reference), *activations(shape, config, lengths, gpu), *loss(shape, config, lengths),
                                *sampling(shape, config, lengths, memory_gb), *evaluation(shape, config, lengths)) if line.bytes and line.phases]
     context = Line("context", "CUDA, NCCL and kernels; assumed" if gpu else "Python, torch, transformers, deepspeed", GPU_CONTEXT if gpu else
                    CPU_CONTEXT, PHASES)
@@ -88,8 +89,9 @@ def state(shape: Shape, config: Config, gpu: bool, reference: bool) -> list[Line
         lines.append(Line("weights", f"{b} x {N:,}", b * N, TRAINING))
     else:
         lines += [Line("weights, own share", f"{b} x {N:,} / {R}", 0 if offload_weights else b * N / R, TRAINING),
-                  Line("weights, gathered", f"{b} x {min(N, LIVE):,} (stage3_max_live_parameters)", b * min(N, LIVE), ("backward",)),
-                  Line("weights, to sample from", f"{b} x {N:,}: no rank has whole weights under ZeRO-3", b * N, TRAINING)]
+                  Line("weights, gathered", f"{b} x {min(N, LIVE):,} (stage3_max_live_parameters)", b * min(N, LIVE), ("backward",))]
+        if config.rollout.engine == "hf":  # vLLM has its own
+            lines.append(Line("weights, to sample from", f"{b} x {N:,}: no rank has whole weights under ZeRO-3", b * N, TRAINING))
     if not offload:
         if z or mixed:
             lines.append(Line("master weights, float32", f"4 x {N:,}{per}", 4 * N / parts, TRAINING))
@@ -107,12 +109,12 @@ def state(shape: Shape, config: Config, gpu: bool, reference: bool) -> list[Line
     return [*lines, Line("weights", f"{b} x {N:,}", b * N, ("evaluate",))]
 
 
-def activations(shape: Shape, config: Config, lengths: Lengths) -> list[Line]:
+def activations(shape: Shape, config: Config, lengths: Lengths, gpu: bool) -> list[Line]:
     """What autograd keeps for the backward of one microbatch. tests/test_plan_memory.py counts it in real models."""
     b, layers, n, packed = itemsize(config), shape.layers, config.rollout.group_size, config.train.share_prompt
     m = microbatch(config, lengths)
     B = m * n / (lengths.prompt + n * lengths.mean) if packed else m / (lengths.prompt + lengths.mean)
-    token, completion = b * per_token(shape, b), attention(shape, b, lengths, n, packed)
+    token, (completion, mask) = b * per_token(shape, b), attention(shape, b, lengths, n, packed, gpu)
     layer, text = m * token + B * completion, f"{m:,} tokens x {token:,.0f} + {B:.1f} completions x {completion:,.0f}"
     if config.train.gradient_checkpointing:
         kept = [Line("layers' inputs", f"{m:,} tokens x {b} x {shape.hidden:,} x {layers} layers", m * b * shape.hidden * layers, ("backward",)),
@@ -120,7 +122,8 @@ def activations(shape: Shape, config: Config, lengths: Lengths) -> list[Line]:
     else:
         kept = [Line("activations", f"({text}) x {layers} layers", layers * layer, ("backward",))]
     ends, flight = shape.hidden * (norm(shape, b) + b), b * (2 * shape.intermediate + 2 * shape.hidden)
-    return [*kept, Line("last norm and hidden states", f"{m:,} tokens x {ends:,}", m * ends, ("backward",)),
+    return [*kept, Line("attention masks", f"{B:.1f} completions x {mask:,.0f}, for all layers", B * mask, ("backward",)),
+            Line("last norm and hidden states", f"{m:,} tokens x {ends:,}", m * ends, ("backward",)),
             Line("gradients of activations", f"{m:,} tokens x {flight:,}: those of a feed-forward part", m * flight, ("backward",))]
 
 
@@ -144,13 +147,19 @@ def norm(shape: Shape, b: int) -> int:
     return 4 + 2 * b if shape.gated else 2 * b
 
 
-def attention(shape: Shape, b: int, lengths: Lengths, n: int, packed: bool) -> float:
-    """Bytes that attention keeps of one completion in one layer. W: keys and values are repeated for all query heads."""
-    P, C, W = lengths.prompt, lengths.completion, shape.width
+def attention(shape: Shape, b: int, lengths: Lengths, n: int, packed: bool, gpu: bool) -> tuple[float, float]:
+    """Bytes that attention keeps of an average completion: in one layer, and its mask, which all layers share. W: the queries of all
+    heads; K: keys as they are kept, repeated for all of them where a GPU's kernel wants that."""
+    from ..training import buckets
+
+    P, W = lengths.prompt, shape.width
     if not packed:
-        return 4 * b * W * (P + C)                       # queries, keys, values, output
-    own = 4 * b * W * (C + P / n)                        # in rectangles as wide as the longest; the prompt's once per group
-    return own + 2 * b * W * (P + C) + b * C * (P + C)   # keys and values with the prompt's before them; the mask, as numbers
+        return 4 * b * W * (P + lengths.completion), 0   # queries, keys, values, output
+    C = min(PADDED * lengths.mean, lengths.completion)
+    whole = buckets.whole(P, int(C), P + int(C))         # with its prompt's queries, without a mask
+    K = W if gpu and (b == 4 or not whole) else shape.kv_heads * shape.head_dim
+    queries, keys = (P + C if whole else C) + P / n, P + C + P / n   # the prompt's own once per group
+    return 2 * b * (W * queries + K * keys), 0 if whole else b * C * (P + C)
 
 
 def loss(shape: Shape, config: Config, lengths: Lengths) -> list[Line]:

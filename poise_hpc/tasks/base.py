@@ -77,8 +77,7 @@ class Task(Protocol):
 def load_task(config: Config, data_sha256: str | None = None) -> Task:
     """The task that the config names, with its options checked and the benchmarks' splits known. `data_sha256`: what
     its data were when the campaign was prepared."""
-    name = config.task.name
-    make = _plug_in(name) if ":" in name else _own(name)
+    name, make = config.task.name, _named(config.task.name)
     # Tasks in natural language write their prompts with the tokenizer of the model that the config names.
     from_folder = getattr(make, "reads_model_folder", False) and config.model.path is not None
     task: Task = make(config.task.options, {"path": config.model.path} if from_folder else config.model.options)
@@ -90,6 +89,17 @@ def load_task(config: Config, data_sha256: str | None = None) -> Task:
         raise PoiseError(f"the problems of task {name!r} have changed since this campaign was prepared (hash {found[:12]}, then "
                          f"{data_sha256[:12]}): data, template, tokenizer, grader or task code. Restore them, or start another campaign")
     return task
+
+
+def summary(config: Config) -> str:
+    """The reward, the longest completion and the start model in one line, for who designs algorithms; "" where the task tells nothing
+    (a class method `summary(options, model_options)`)."""
+    tell = getattr(_named(config.task.name), "summary", None)
+    return tell(config.task.options, config.model.options) if tell else ""
+
+
+def _named(name: str) -> Callable[..., Task]:
+    return _plug_in(name) if ":" in name else _own(name)
 
 
 def _own(name: str) -> Callable[..., Task]:

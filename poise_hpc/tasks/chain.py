@@ -84,6 +84,15 @@ class Chain:
         self.model_options = parse_options(ModelOptions, model or {}, "model.options")
         self.splits = tuple(self.options.splits)
 
+    @classmethod
+    def summary(cls, options: dict[str, Any], model: dict[str, Any]) -> str:
+        from .chain_model import ModelOptions
+
+        o, m = parse_options(Options, options, "task.options"), parse_options(ModelOptions, model, "model.options")
+        return (f"reward = {o.correct_reward:g} correct + {o.format_reward:g} format (components: correct, format; each 0 or 1); completions of at "
+                f"most {MAX_NEW_TOKENS} tokens, {len(SYMBOLS)} different tokens; the start model has {m.layers} layers of width {m.d} and knows "
+                "part of the facts wrong")
+
     def train_problem(self, seed: int, index: int) -> Problem:
         rng = random.Random(f"chain train {seed} {index}")
         return draw(rng, self.options.train, "train", "train")

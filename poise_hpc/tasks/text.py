@@ -58,6 +58,13 @@ class TextTask:
         self.max_new_tokens = options.max_new_tokens
         self.template = read_template(options.template)
 
+    @classmethod
+    def summary(cls, options: dict[str, Any], model: dict[str, Any]) -> str:
+        known = {key: value for key, value in options.items() if key in TextOptions.model_fields}
+        o = parse_options(TextOptions, known, "task.options")
+        return (f"reward = {o.reward.correct:g} correct + {o.reward.format:g} format + {o.reward.length:g} length (components: correct and format 0 or 1, "
+                f"length from 1 for no token to 0 at the limit); completions of at most {o.max_new_tokens} tokens")
+
     # --- text and tokens
 
     @cached_property

@@ -5,8 +5,9 @@ A microbatch of G prompts and B completions y becomes one row of L tokens,
     prompt 0 | prompt 1 | ... | y_0 without its last token | y_1 without its last token | ...
 
 so that every layer but attention, and the output head, computes exactly the tokens that are needed, once. Attention
-sees which token may look at which: a completion at its group's prompt and at itself. Gradients of all completions
-of a group meet in the prompt. The result equals a plain forward per completion to rounding.
+sees which token may look at which: a completion at its group's prompt and at itself. It takes sequences of similar length together, in
+rectangles (`buckets.py`) that are gathered from the row. Gradients of all completions of a group meet in the prompt. The
+result equals a plain forward per completion to rounding.
 
 Works with models that use transformers' attention interface (`supports`); the others run unpacked (`policy.py`).
 """
@@ -16,87 +17,122 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from ..rollout import attention as decoding
+from .buckets import Bucket, Numbers, of_microbatch
 
 NAME = "poise_packed"  # of our attention function in transformers' registry
 
 
 @dataclass(frozen=True)
+class Rectangle:
+    """Sequences that attention takes in one call."""
+
+    bucket: Bucket       # of n sequences
+    mask: Tensor | None  # (n or 1, 1, queries, keys) 0 or -inf; None: causal
+
+
+@dataclass(frozen=True)
 class Packing:
-    """Where the tokens of a microbatch are. P: longest prompt; C: longest completion - 1; M: sampled tokens."""
+    """Where the tokens of a microbatch are. M: sampled tokens."""
 
     tokens: Tensor           # (1, L) int64
     positions: Tensor        # (1, L) int64, position within the own sequence
-    padded: Tensor           # (G * P + B * C,) index into L: prompts, then completions, padded to rectangles
-    packed: Tensor           # (L,) index into G * P + B * C, the inverse
-    prompt_rectangle: tuple[int, int]      # G, P
-    completion_rectangle: tuple[int, int]  # B, C
-    group: Tensor            # (B,) prompt of a completion
-    mask: Tensor             # (B or 1, 1, C, P + C) bool, what completions may look at
+    rectangles: tuple[Rectangle, ...]  # of prompts, then of completions
+    queries: Tensor          # (sum of n * queries,) index into L, rectangle by rectangle; padding repeats some token
+    keys: Tensor             # (sum of n * keys,) index into L; a prompt is there for each of its completions
+    outputs: Tensor          # (L,) index into queries: where a token's own output is
+    dense: bool              # queries are all tokens in their order: nothing to gather
     logits_at: Tensor        # (U,) index into L: the tokens whose successor was sampled
     source: Tensor           # (M,) index into U, for each sampled token, row by row
     target: Tensor           # (M,) the sampled tokens
     sampled: Tensor          # (B, T) bool
 
-    @property
-    def dense(self) -> bool:
-        return len(self.padded) == len(self.packed)  # nothing is padded: rectangles are views
 
-
-def pack(prompts: Sequence[Sequence[int]], group: Tensor, tokens: Tensor, length: Tensor) -> Packing:
-    """G prompts; B completions `tokens` (B, T) of `length` (B,) >= 1, each with the index `group` (B,) of its prompt."""
+def pack(prompts: Sequence[Sequence[int]], group: Tensor, tokens: Tensor, length: Tensor, dtype: torch.dtype = torch.float32) -> Packing:
+    """G prompts; B completions `tokens` (B, T) of `length` (B,) >= 1, each with the index `group` (B,) of its prompt;
+    the model's `dtype`."""
     device, (B, T), G = tokens.device, tokens.shape, len(prompts)
     size = torch.tensor([len(p) for p in prompts], device=device)
+    rectangles, queries, keys, outputs = arrange(size.cpu().numpy(), length.cpu().numpy() - 1, group.cpu().numpy(), device, dtype)
     P, C = int(size.max()), int(length.max()) - 1
     column = torch.arange(max(P, T), device=device)
     in_prompt, in_completion = column[:P] < size[:, None], column[:C] < length[:, None] - 1
     sampled = column[:T] < length[:, None]
-
-    rectangle = torch.cat([in_prompt.flatten(), in_completion.flatten()])
-    packed = rectangle.nonzero().squeeze(1)
-    padded = (rectangle.cumsum(0) - 1).clamp(min=0)  # padding repeats the token before it: any finite value will do
-    at_prompt_end, in_completions = size.cumsum(0) - 1, torch.arange(int(size.sum()), len(packed), device=device)
+    at_prompt_end, in_completions = size.cumsum(0) - 1, torch.arange(int(size.sum()), len(outputs), device=device)
     # Token 0 of a completion comes from its prompt's last token, token t from token t - 1.
     source = torch.cat([group[:, None], G + (in_completion.flatten().cumsum(0) - 1).view(B, C)], 1)[sampled[:, :C + 1]]
-
-    causal = column[:C, None] >= column[:C]
-    if bool((size == P).all()):
-        mask = torch.cat([causal.new_ones(C, P), causal], 1)[None, None]
-    else:
-        mask = torch.cat([in_prompt[group][:, None].expand(B, C, P), causal.expand(B, C, C)], 2)[:, None]
     return Packing(
         tokens=torch.cat([torch.tensor([t for p in prompts for t in p], device=device), tokens[:, :C][in_completion]])[None],
         positions=torch.cat([column[:P].expand(G, P)[in_prompt], (size[group, None] + column[:C])[in_completion]])[None],
-        padded=padded, packed=packed, prompt_rectangle=(G, P), completion_rectangle=(B, C), group=group, mask=mask,
+        rectangles=rectangles, queries=torch.from_numpy(queries).to(device), keys=torch.from_numpy(keys).to(device),
+        outputs=torch.from_numpy(outputs).to(device), dense=np.array_equal(queries, np.arange(len(outputs))),
         logits_at=torch.cat([at_prompt_end, in_completions]), source=source, target=tokens[sampled], sampled=sampled)
 
 
-class _ToRectangles(torch.autograd.Function):
-    """(L, ...) -> (G * P + B * C, ...). Padding copies some token but receives no gradient, so that the backward is
-    a gather, too (index_select's own would add row by row)."""
+def arrange(size: Numbers, rest: Numbers, group: Numbers, device: torch.device,
+            dtype: torch.dtype) -> tuple[tuple[Rectangle, ...], Numbers, Numbers, Numbers]:
+    """Rectangles, queries, keys and outputs of prompts of `size` (G,), and completions of `rest` (B,) tokens that are fed."""
+    G, none, p = len(size), 0 * size, size[group]
+    at = np.cumsum(np.concatenate([[0], size, rest]))
+    of_prompts, of_completions = of_microbatch(size, rest, group)
+    parts = [(bucket, _layout(bucket, none, none, at[:G], size), None) for bucket in of_prompts]
+    for bucket in of_completions:
+        parts.append((bucket, _layout(bucket, at[group], p, at[G:-1], rest), None if bucket.whole else _mask(bucket, p, device, dtype)))
+    queries = np.concatenate([rows[:, -bucket.queries:].ravel() for bucket, (rows, _), _ in parts])
+    own = np.concatenate([own[:, -bucket.queries:].ravel() for bucket, (_, own), _ in parts]).nonzero()[0]
+    outputs = np.empty(at[-1], np.int64)
+    outputs[queries[own]] = own
+    return (tuple(Rectangle(bucket, mask) for bucket, _, mask in parts), queries,
+            np.concatenate([rows.ravel() for _, (rows, _), _ in parts]), outputs)
+
+
+def _layout(bucket: Bucket, prompt_at: Numbers, p: Numbers, at: Numbers, c: Numbers) -> tuple[Numbers, NDArray[np.bool_]]:
+    """(n, keys): the tokens of each row, an index into L, and which of them are its own, not its prompt's and no padding."""
+    prompt_at, p, at, c = (x[bucket.members, None] for x in (prompt_at, p, at, c))
+    column, begin = np.arange(bucket.keys), p if bucket.whole else bucket.prompt
+    rows = np.where(column < begin, prompt_at + np.minimum(column, p - 1), at + np.minimum(column - begin, c - 1))
+    return rows, (column >= begin) & (column < begin + c)
+
+
+def _mask(bucket: Bucket, p: Numbers, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """As numbers: of a bool mask every layer would make numbers of its own, and keep them."""
+    p, P, C = p[bucket.members], bucket.prompt, bucket.queries
+    ragged = bool((p < P).any())
+    aligned = -(-(P + C) // 8) * 8  # rows of other lengths are copied by every call on CUDA
+    mask = torch.full((len(p) if ragged else 1, 1, C, aligned), -torch.inf, dtype=dtype, device=device).triu_(P + 1)[..., :P + C]
+    if ragged:
+        mask[..., :P].masked_fill_(torch.from_numpy(np.arange(P) >= p[:, None]).to(device)[:, None, None], -torch.inf)
+    return mask
+
+
+class _Gather(torch.autograd.Function):
+    """(L, ...) -> (queries, ...). Padding copies some token but receives no gradient, so that the backward is
+    a gather, too (index_select's own would add)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, padded: Tensor, packed: Tensor) -> Tensor:
-        ctx.save_for_backward(packed)
-        return x.index_select(0, padded)
+    def forward(ctx: Any, x: Tensor, queries: Tensor, outputs: Tensor) -> Tensor:
+        ctx.save_for_backward(outputs)
+        return x.index_select(0, queries)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         return gradient.index_select(0, ctx.saved_tensors[0]), None, None
 
 
-class _FromRectangles(torch.autograd.Function):
-    """(G * P + B * C, ...) -> (L, ...)."""
+class _Return(torch.autograd.Function):
+    """(queries, ...) -> (L, ...)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, packed: Tensor) -> Tensor:
-        ctx.save_for_backward(packed)
+    def forward(ctx: Any, x: Tensor, outputs: Tensor) -> Tensor:
+        ctx.save_for_backward(outputs)
         ctx.rows = len(x)
-        return x.index_select(0, packed)
+        return x.index_select(0, outputs)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
@@ -110,27 +146,27 @@ def attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, atte
     with the same module) this is the sampler's."""
     if packing is None:
         return decoding.attention(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-    (G, P), (B, C) = packing.prompt_rectangle, packing.completion_rectangle
-    repeat = query.shape[1] // key.shape[1]  # grouped-query attention: heads per key-value head
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    # Kept as it is, a view of GPT-2's one array for queries, keys and values would keep all of it.
+    q = q.contiguous() if packing.dense else _Gather.apply(q, packing.queries, packing.outputs)
+    k, v = k.index_select(0, packing.keys), v.index_select(0, packing.keys)
+    n = [(len(r.bucket.members), r.bucket.queries, r.bucket.keys) for r in packing.rectangles]
+    # The backward of `split` is one copy, that of slices several.
+    parts = zip(packing.rectangles, n, q.split([rows * queries for rows, queries, _ in n]),
+                *(x.split([rows * keys for rows, _, keys in n]) for x in (k, v)), strict=True)
+    out = torch.cat([_rectangle(r.mask, rows, *qkv, scaling) for r, (rows, _, _), *qkv in parts])
+    return (out if packing.dense else _Return.apply(out, packing.outputs))[None], None
 
-    def rectangles(x: Tensor) -> tuple[Tensor, Tensor]:  # -> (G, heads, P, size), (B, heads, C, size)
-        x = x[0].transpose(0, 1)
-        if not packing.dense:
-            x = _ToRectangles.apply(x, packing.padded, packing.packed)
-        x = x.repeat_interleave(repeat, 1) if x.shape[1] < query.shape[1] else x
-        prompts, completions = x.split((G * P, B * C))  # its backward is one copy, that of slices several
-        return prompts.unflatten(0, (G, P)).transpose(1, 2), completions.unflatten(0, (B, C)).transpose(1, 2)
 
-    (qp, qc), (kp, kc), (vp, vc) = rectangles(query), rectangles(key), rectangles(value)
-    prompts = scaled_dot_product_attention(qp, kp, vp, is_causal=True, scale=scaling)
-    out = prompts.transpose(1, 2).flatten(0, 1)
-    if C:
-        kc, vc = torch.cat([kp[packing.group], kc], 2), torch.cat([vp[packing.group], vc], 2)
-        completions = scaled_dot_product_attention(qc, kc, vc, attn_mask=packing.mask, scale=scaling)
-        out = torch.cat([out, completions.transpose(1, 2).flatten(0, 1)])
-    if not packing.dense:
-        out = _FromRectangles.apply(out, packing.packed)
-    return out[None], None
+def _rectangle(mask: Tensor | None, rows: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+    """(rows * queries or keys, heads, size) each, to (rows * queries, heads, size)."""
+    q, k, v = (x.unflatten(0, (rows, -1)).transpose(1, 2) for x in (query, key, value))
+    # Grouped queries: CUDA's kernels know them without a mask, in 16 bits.
+    grouped = k.shape[1] < q.shape[1] and (not q.is_cuda or (mask is None and q.element_size() == 2))
+    if k.shape[1] < q.shape[1] and not grouped:
+        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+    out = scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=grouped)
+    return out.transpose(1, 2).flatten(0, 1)
 
 
 def supports(model: nn.Module) -> bool:

@@ -51,7 +51,7 @@ class Policy(nn.Module):
     def _packed(self, prompts: Sequence[Sequence[int]], group: Tensor, tokens: Tensor,
                 length: Tensor) -> tuple[dict[str, Any], Tensor, Tensor, Tensor, Tensor]:
         """The model's inputs; (U,) the tokens whose logits are needed; source, target (M,); sampled (B, T)."""
-        p = packing.pack(prompts, group, tokens, length)
+        p = packing.pack(prompts, group, tokens, length, self.model.dtype)
         # A mask of four dimensions is passed through as it is: no (L, L) mask is made.
         inputs = {"input_ids": p.tokens, "position_ids": p.positions, "attention_mask": torch.ones(1, 1, 1, 1, device=tokens.device),
                   "packing": p}
