@@ -101,10 +101,19 @@ def verify_campaign(campaign: Path) -> dict[str, list[str]]:
 
 def _check(path: Path) -> tuple[list[str], EntrySummary | None]:
     try:
-        row = summary(*_read(path))
+        entry, digest = _read(path)
     except PoiseError as error:
         return [str(error)], None
-    return ([] if path.stem == row.id else [f"{path} holds {row.id}: the file was renamed or copied"]), row
+    problems = [] if path.stem == entry.id else [f"{path} holds {entry.id}: the file was renamed or copied"]
+    return problems + _code_problems(entry), summary(entry, digest)
+
+
+def _code_problems(entry: Entry) -> list[str]:
+    """Is the code in the record the code that ran? Its hashes were taken when it was proposed."""
+    ran = {name.removeprefix("code:"): sha256 for name, sha256 in entry.hashes.items() if name.startswith("code:")}
+    held = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in entry.code.items()}
+    wrong = sorted(name for name in ran.keys() | held.keys() if ran.get(name) != held.get(name))
+    return [f"code/{name} is not the code that was checked and trained: its hash is another" for name in wrong]
 
 
 def _layout(entry: Entry) -> dict[str, np.ndarray]:

@@ -18,6 +18,7 @@ import yaml
 from . import config as configuration
 from . import files
 from .config import Config
+from .stored import read_code, read_or_explain, read_result, read_status, read_submitted, stored_proposal
 from .types import Outcome, PoiseError, Proposal, Stage, UsageError
 
 FORMAT = 1
@@ -93,7 +94,7 @@ class Candidate:
             "held_from": self.held_from, "forgiven": self.forgiven, "rung": self.rung}, sync=sync)  # derivable: see Campaign.load
 
     def proposal(self) -> Proposal:
-        return Proposal.from_json(files.read_json(self.folder / "proposal.json"))
+        return stored_proposal(self.folder)
 
 
 class Campaign:
@@ -132,7 +133,8 @@ class Campaign:
     @classmethod
     def open(cls, root: Path) -> Campaign:
         root = Path(os.path.abspath(root))
-        meta = files.read_json(root / "campaign.json")
+        cure = "Restore it from a copy. If there is none, move it away: `leaderboard`, `show`, `rerun` and `archive` do without it"
+        meta = read_or_explain(root / "campaign.json", cure, format=int, created=(int, float), versions=dict, cache_dir=str)
         if meta is None:
             raise UsageError(f"{root} is no campaign: it has no campaign.json. `poise-hpc run {shlex.quote(str(root))}` creates one")
         if meta["format"] != FORMAT:
@@ -176,9 +178,9 @@ class Campaign:
         return self._resolved[1]
 
     def ids(self) -> list[str]:
-        """Every candidate, in order."""
-        return sorted((e.name for e in os.scandir(self.candidates) if re.fullmatch(r"c\d{4,}", e.name)),
-                      key=lambda id: int(id[1:]))
+        """Every candidate, in order; none where only the records were kept."""
+        found = os.scandir(self.candidates) if self.candidates.is_dir() else ()
+        return sorted((e.name for e in found if re.fullmatch(r"c\d{4,}", e.name)), key=lambda id: int(id[1:]))
 
     def archived_ids(self) -> set[str]:
         return {e.name.removesuffix(".h5") for e in os.scandir(self.records) if re.fullmatch(r"c\d{4,}\.h5", e.name)}
@@ -189,10 +191,7 @@ class Campaign:
             known = self.ids()
             has = f"it has {known[0]} to {known[-1]}" if known else "it has none yet"
             raise UsageError(f"{self.root.name} has no candidate {id}: {has}")
-        try:
-            status = files.read_json(folder / "status.json")
-        except files.CorruptFile:
-            status = None
+        status = read_status(folder)
         if status is None:  # lost in a power cut: its attempts' results lead it through the stages again
             return Candidate(id, folder, Stage.CHECK, attempts=load_attempts(folder), version=latest_version(folder))
         outcome, held = status["outcome"], status["held_from"]
@@ -201,12 +200,11 @@ class Campaign:
                          status.get("rung", 0))
 
     def code(self, id: str) -> dict[str, str]:
-        """The package's files, by name, as its manifest lists them."""
-        folder = self.candidates / id
-        return {name: (folder / name).read_text() for name in files.read_json(folder / "manifest.json")}
+        """The package's files, by name, as its manifest lists them; CorruptFile if they are no longer the candidate's code."""
+        return read_code(self.candidates / id)
 
     def proposal(self, id: str) -> Proposal:
-        return Proposal.from_json(files.read_json(self.candidates / id / "proposal.json"))
+        return stored_proposal(self.candidates / id)
 
     # --- write
 
@@ -214,7 +212,7 @@ class Campaign:
         """One event, one line, the id first."""
         line = f"{id:<8} {what:<20} {text}".rstrip().replace("\n", " ")
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        with open(self.root / "events.log", "a") as f:
+        with files.naming(self.root / "events.log"), open(self.root / "events.log", "a") as f:
             f.write(f"{stamp} {line}\n")
         return line
 
@@ -289,19 +287,11 @@ def load_attempts(candidate: Path) -> list[Attempt]:
         if match and entry.is_dir():
             stage, unit, number = match.groups()
             path = Path(entry.path)
-            intent = _read_or_explain(path / "intent.json", f"Delete the folder {path}, and the stage is submitted again")
-            result = _read_or_explain(path / "result.json", "Delete it: the job then counts as lost and is repeated")
+            intent = read_or_explain(path / "intent.json", f"Delete the folder {path}, and the stage is submitted again", name=str)
             if intent is None:
                 raise PoiseError(f"{path} has no intent.json. Delete the folder, and the stage is submitted again")
-            out.append(Attempt(path, Stage(stage), unit or "", int(number), intent, files.read_json(path / "submitted.json"), result))
+            out.append(Attempt(path, Stage(stage), unit or "", int(number), intent, read_submitted(path), read_result(path)))
     return sorted(out, key=lambda a: (a.stage, -1 if a.seed is None else a.seed, a.unit, a.number))
-
-
-def _read_or_explain(path: Path, cure: str) -> Any | None:
-    try:
-        return files.read_json(path)
-    except files.CorruptFile as error:
-        raise files.CorruptFile(f"{error}. {cure}") from None
 
 
 def latest_version(candidate: Path) -> int:

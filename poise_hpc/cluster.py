@@ -22,7 +22,7 @@ from . import files, jobs, scheduler
 from . import site as sites
 from .scheduler import Gone, News, Queue, SchedulerSilent, Seen, Submitted
 from .site import Site
-from .types import PoiseError
+from .types import Outcome, PoiseError
 
 
 class Cluster(Protocol):
@@ -44,20 +44,29 @@ class Cluster(Protocol):
     def alive(self, submitted: Sequence[Submitted]) -> Mapping[Path, News]:
         """What has become of each job."""
 
-    def cancel(self, submitted: Sequence[Submitted]) -> None: ...
+    def cancel(self, submitted: Sequence[Submitted]) -> int | None:
+        """Ask jobs to save and stop. Returns how many were asked, where that is known."""
 
     def clear(self) -> bool:
         """Asked when all attempts have ended, until it is true: nothing of the campaign is left in the queue."""
 
 
+SILENT_S = 60.0  # at least, before a job of another host counts as lost
+
+
 class LocalCluster:
-    """Jobs as processes of this host. A job outlives the controller that submitted it."""
+    """Jobs as processes of this host. A job outlives the controller that submitted it.
+
+    One that a controller started on another host (a login node that was drained or renamed since) is judged by its
+    heartbeat: hosts' clocks must agree to well within SILENT_S. It cannot be cancelled from here.
+    """
 
     poll_s, idle_s, on_this_host = 1.0, 0.1, True
 
-    def __init__(self, slots: int):
-        self.slots = slots
+    def __init__(self, slots: int, clock: Callable[[], float] = time.time, tell: Callable[[Submitted, str], None] = lambda job, reason: None):
+        self.slots, self.clock, self.tell = slots, clock, tell
         self._children: list[Any] = []  # kept only to be reaped: a zombie would look alive to others
+        self._told: set[Path] = set()
 
     def batches(self, wanted: list[Any]) -> list[list[Any]]:
         return [[one] for one in wanted]
@@ -92,14 +101,26 @@ class LocalCluster:
         self._children = [child for child in self._children if child.poll() is None]
         return {job.attempt: self._alive(job) for job in submitted}
 
-    def _alive(self, job: Submitted) -> bool | None:
+    def _alive(self, job: Submitted) -> News:
         claim = jobs.latest_claim(job.attempt)
         if claim is not None:
-            return files.same_host_alive(claim)  # the supervisor itself: submitit's launcher may be gone before it
+            here = files.same_host_alive(claim)  # the supervisor itself: submitit's launcher may be gone before it
+            return here if here is not None else self._alive_elsewhere(job, claim)
         return job.job_id is not None and files.process_start(int(job.job_id)) == job.start is not None
 
-    def cancel(self, submitted: Sequence[Submitted]) -> None:
+    def _alive_elsewhere(self, job: Submitted, claim: Mapping[str, Any]) -> News:
+        beat = next(path for path in (job.attempt / "heartbeat.json", job.attempt / f"claim-{claim['restart']}.json") if path.exists())
+        silent_s, every_s = self.clock() - beat.stat().st_mtime, files.read_json(job.attempt / "job.json")["limits"]["heartbeat_s"]
+        if silent_s > max(SILENT_S, 20 * every_s):
+            return Gone(Outcome.INFRA_ERROR, "vanished", f"it ran on {claim['host']} and has been silent for {silent_s:.0f} s")
+        if job.attempt not in self._told:
+            self._told.add(job.attempt)
+            self.tell(job, f"it runs on {claim['host']}: it counts as lost when its heartbeat stops, and only there can it be stopped")
+        return True
+
+    def cancel(self, submitted: Sequence[Submitted]) -> int:
         """Ask each job to save and stop (SIGTERM to its supervisor, which passes it on)."""
+        asked = 0
         for job in submitted:
             claim = jobs.latest_claim(job.attempt)
             pid = claim["pid"] if claim is not None and files.same_host_alive(claim) else None
@@ -108,8 +129,10 @@ class LocalCluster:
             if pid is not None:
                 try:
                     os.kill(pid, signal.SIGTERM)
+                    asked += 1
                 except ProcessLookupError:
                     pass
+        return asked
 
     def clear(self) -> bool:
         return True
@@ -122,7 +145,8 @@ def for_campaign(campaign: Any) -> Cluster:
     path = campaign.root / "site.yaml"
     site = sites.load(path) if path.exists() else Site(scheduler="local")
     if site.scheduler == "local":
-        return LocalCluster(campaign.config.jobs.max_parallel)
+        return LocalCluster(campaign.config.jobs.max_parallel, tell=lambda job, reason: campaign.log(
+            job.attempt.parent.parent.name, "elsewhere", f"{job.attempt.name}  {reason}"))
     return SlurmCluster(site, job_prefix(campaign), tell=lambda job, reason: campaign.log(job.attempt.parent.parent.name, "waits", f"{job.attempt.name}  {reason}"),
                         needless=lambda seen: ended_attempt(campaign, seen.name, seen.index, seen.id) is not None)
 

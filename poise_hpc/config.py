@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
+from collections.abc import Iterator
 from math import ceil
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -15,14 +17,18 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from . import strict_yaml
 from .types import UsageError
 
-Positive = Annotated[int, Field(ge=1)]
+LARGEST = 1e15                      # of any number: what is computed from it, e.g. seconds from minutes, stays one
+NAME = r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,31}"  # becomes part of file names, and 32 bytes in a record
+Positive = Annotated[int, Field(ge=1, le=10**9)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 M = TypeVar("M", bound=Section)
@@ -74,7 +80,7 @@ GENERATED = {"stage": "train.zero_stage", "bf16": "model.dtype", "fp16": "model.
 
 
 class Train(Section):
-    steps: Positive = 48
+    steps: Annotated[int, Field(ge=1, le=10**7)] = 48
     epochs: Positive = 2                # passes over each rollout batch
     minibatches: Positive = 2           # optimizer steps per pass
     microbatch_tokens: Positive = 65536  # prompt + completion tokens in one forward, at most (one completion always fits)
@@ -108,8 +114,8 @@ class Train(Section):
 
 class Benchmark(Section):
     split: str                          # of the task
-    problems: Positive
-    samples: Positive
+    problems: Annotated[int, Field(ge=1, le=10**6)]
+    samples: Annotated[int, Field(ge=1, le=10**5)]
     temperature: Annotated[float, Field(ge=0)] = 1.0  # 0: greedy
     metrics: dict[str, float]           # "acc@1", "avg@N", "pass@K" -> weight in Overall
 
@@ -146,6 +152,8 @@ class Evaluate(Section):
     def _check(self) -> Evaluate:
         if list(self.at) != sorted(set(self.at)) or not self.at or self.at[-1] != 1.0:
             raise ValueError(f"'at' must rise and end with 1.0, got {list(self.at)}")
+        if wrong := [name for name in self.benchmarks if not re.fullmatch(NAME, name)]:
+            raise ValueError(f"{wrong[0]!r} can be no benchmark's name: up to 32 of letters, digits, '_', '-' and '.', not '.' first, were wanted")
         total = sum(w for b in self.benchmarks.values() for w in b.metrics.values())
         if abs(total - 1) > 1e-6:
             raise ValueError(f"the metrics' weights must add up to 1, they give {total:g}")
@@ -164,11 +172,11 @@ class Acquisition(Section):
 
 
 class Search(Section):
-    seed: int = 0
+    seed: Seed = 0
     proposer: Literal["offline", "llm"] = "offline"
     baseline: str = "grpo"              # a seed algorithm, or a package folder: what everything is paired with
     candidates: Annotated[int, Field(ge=0)] = 7  # that the proposer makes; the baseline and added ones come on top
-    train_seeds: tuple[int, ...] = (0, 1)   # paired: every candidate trains on the same ones
+    train_seeds: tuple[Seed, ...] = (0, 1)  # paired: every candidate trains on the same ones
     window: Positive | None = None      # candidates in flight at most; None: 4, if asynchronous what keeps the slots busy
     asynchronous: bool = False          # False: candidate k waits for 1 .. k - window and sees exactly those, on any machine
                                         # True: it waits for nobody and sees what is archived then, so the order of jobs counts
@@ -185,8 +193,8 @@ class Search(Section):
     @field_validator("train_seeds")
     @classmethod
     def _distinct(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        if not value or len(set(value)) != len(value) or min(value) < 0:
-            raise ValueError(f"needs at least one seed, all distinct and not negative, got {list(value)}")
+        if not value or len(set(value)) != len(value):
+            raise ValueError(f"needs at least one seed, all distinct, got {list(value)}")
         return value
 
 
@@ -290,7 +298,7 @@ class Screen(Section):
 class Budget(Section):
     """None: without limit. Reached: nothing new is proposed, what runs is finished."""
 
-    wall_clock_min: Annotated[float, Field(gt=0)] | None = None
+    wall_clock_min: Annotated[float, Field(gt=0)] | None = None  # since creation; ends proposing only, as the others do
     run_hours: Annotated[float, Field(gt=0)] | None = None   # job run time x ranks, all attempts
 
 
@@ -302,7 +310,7 @@ class Jobs(Section):
     train_min: Annotated[float, Field(gt=0)] = 60.0
     evaluate_min: Annotated[float, Field(gt=0)] = 30.0
     prepare_min: Annotated[float, Field(gt=0)] = 30.0
-    memory_gb: Annotated[float, Field(gt=0)] = 8.0      # per rank
+    memory_gb: Annotated[float, Field(gt=0, le=1e6)] = 8.0     # per rank
     infra_retries: Annotated[int, Field(ge=0)] = 3      # per stage and seed; then HELD
     retry_wait_s: Annotated[float, Field(ge=0)] = 60.0  # before the second repeat, doubling; the first is at once
     heartbeat_s: Annotated[float, Field(gt=0)] = 5.0
@@ -387,10 +395,21 @@ def validate(model: type[M], data: Any, where: str) -> M:
         data = {}
     if not isinstance(data, dict):
         raise UsageError(f"{where}: a mapping of sections was wanted, got {type(data).__name__}")
+    if odd := next(_odd_numbers(data), None):
+        raise UsageError(f"{where}: '{odd[0]}': a finite number below {LARGEST:g} was wanted, got {str(odd[1])[:24]}")
     try:
         return model.model_validate(data)
     except ValidationError as error:
         raise UsageError("\n".join(f"{where}: {_explain(model, e)}" for e in error.errors())) from None
+
+
+def _odd_numbers(data: Any, key: str = "") -> Iterator[tuple[str, float]]:
+    """(key, value) of every number that is infinite, NaN or absurd, also among what a section passes on unread."""
+    if isinstance(data, dict | list | tuple):
+        for name, value in data.items() if isinstance(data, dict) else enumerate(data):
+            yield from _odd_numbers(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(data, float) and not abs(data) < LARGEST or isinstance(data, int) and abs(data) >= LARGEST:
+        yield key, data
 
 
 def load(path: Path) -> Config:
@@ -417,7 +436,7 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path in seen:
         raise UsageError(f"{path}: 'base' leads back to itself")
     try:
-        data = yaml.safe_load(path.read_text())
+        data = strict_yaml.load(path.read_text())
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file" + (f"; {seen[-1]} names it as its 'base'" if seen else "")) from None
     except IsADirectoryError:

@@ -20,6 +20,7 @@ from .campaign import Attempt, Campaign, Candidate
 from .cluster import Cluster, Gone, Submitted
 from .lifecycle import AFTER_REVIEW, RESTING, THINKING, next_stage
 from .proposing import Proposing
+from .stored import read_result, read_submitted
 from .thinking import Thinking
 from .types import BASELINE_ID, Outcome, PoiseError, Stage
 
@@ -100,7 +101,7 @@ class Controller:
         """Read results that have appeared; notice jobs that ended without one."""
         moved, missing = False, []
         for candidate, attempt in self.in_flight():
-            attempt.result = files.read_json(attempt.folder / "result.json")
+            attempt.result = read_result(attempt.folder)
             if attempt.result is None:
                 missing.append((candidate, attempt))
             else:
@@ -117,7 +118,7 @@ class Controller:
         moved = False
         for candidate, attempt in missing:
             if attempt.submitted is None:
-                attempt.submitted = files.read_json(attempt.folder / "submitted.json") or self.adopt(candidate, attempt)
+                attempt.submitted = read_submitted(attempt.folder) or self.adopt(candidate, attempt)
         alive = self.cluster.alive([self.submitted(a) for _, a in missing])
         for candidate, attempt in missing:
             news = alive[attempt.folder]
@@ -126,7 +127,7 @@ class Controller:
                 files.create_exclusive(attempt.folder / "result.json", VANISHED | {
                     "outcome": gone.outcome, "cause": gone.cause, "message": gone.message})
                 # The job's own result, if it came between our two looks, stands: creation is exclusive.
-                attempt.result = files.read_json(attempt.folder / "result.json")
+                attempt.result = read_result(attempt.folder)
                 self.note_end(candidate, attempt)
                 moved = True
         return moved
@@ -293,7 +294,7 @@ class Controller:
             thought = self.thinking.ask(candidate.id, "reflect", lambda: partial(self.proposer.reflect, self.recorder.facts(candidate)))
             if thought is None:
                 return False
-            files.write_json(path, thought.result().to_json())
+            files.write_json(path, thought.result().to_json() | {"written": self.clock()})  # the file's own time is lost in a copy
         return True
 
     def archive_it(self, candidate: Candidate) -> bool:

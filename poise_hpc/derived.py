@@ -38,7 +38,7 @@ class Plan:
 
 def plan(kind: str, origin: Campaign, id: str, seeds: int | None, config_file: Path | None) -> Plan:
     """What `create` would make; writes nothing."""
-    path = origin.records / f"{id}.h5"
+    path = Path(origin.meta.get("record", origin.records / f"{id}.h5"))
     if not path.exists():
         raise UsageError(f"{id} has no archive entry in {origin.root}; `poise-hpc leaderboard {origin.word}` lists those that have")
     entry = read(path)
@@ -54,7 +54,7 @@ def plan(kind: str, origin: Campaign, id: str, seeds: int | None, config_file: P
         if not root.exists():
             break
         existing = Campaign.open(root)
-        if existing.config == config and existing.meta["origin"] == {"kind": kind, "id": id}:
+        if existing.config == config and existing.meta["origin"] == made_from(kind, origin, id):
             break
     return Plan(entry, root, config)
 
@@ -74,7 +74,12 @@ def create(kind: str, origin: Campaign, id: str, seeds: int | None, config_file:
         if (origin.root / "site.yaml").exists():
             shutil.copyfile(origin.root / "site.yaml", folder / "site.yaml")
 
-    return Campaign.create(planned.root, planned.config, fill, cache_dir=origin.meta["cache_dir"], origin={"kind": kind, "id": entry.id})
+    return Campaign.create(planned.root, planned.config, fill, cache_dir=origin.meta["cache_dir"], origin=made_from(kind, origin, entry.id))
+
+
+def made_from(kind: str, origin: Campaign, id: str) -> dict[str, str]:
+    """What a derived campaign says of itself; "record" only where that lies in no campaign."""
+    return {"kind": kind, "id": id} | ({"record": origin.meta["record"]} if "record" in origin.meta else {})
 
 
 def settings(kind: str, config: configuration.Config, entry: Entry, seeds: int | None) -> configuration.Config:
@@ -126,7 +131,8 @@ def report(kind: str, campaign: Campaign) -> dict[str, Any]:
     """The derived leaderboard; for `rerun`, the comparison with the original record; for `ablate`, each mechanism's effect."""
     data = views.leaderboard(campaign) | {"kind": kind, "origin": campaign.meta["origin"]}
     if kind == "rerun":
-        old = read(campaign.root.parent.parent / "records" / f"{campaign.meta['origin']['id']}.h5")
+        made = campaign.meta["origin"]
+        old = read(Path(made.get("record", campaign.root.parent.parent / "records" / f"{made['id']}.h5")))
         new_path = campaign.records / "c0000.h5"
         if new_path.exists():
             data["comparison"] = compare(old, read(new_path))
@@ -159,8 +165,8 @@ def compare(old: Entry, new: Entry) -> dict[str, Any]:
     def evaluations(entry: Entry) -> Any:
         return entry.evaluations[entry.evaluations["at"] != float(START)]
 
-    changed = {k: [old.versions.get(k), new.versions.get(k)] for k in sorted(old.versions.keys() | new.versions.keys())
-               if old.versions.get(k) != new.versions.get(k)}
+    changed = {k: [old.versions[k], new.versions[k]] for k in sorted(old.versions.keys() & new.versions.keys())
+               if old.versions[k] != new.versions[k]}  # earlier versions recorded less
     return {"identical_curves": old.curve_names == new.curve_names and bool(numpy.array_equal(old.curve_values, new.curve_values, equal_nan=True)),
             "identical_evaluations": bool(numpy.array_equal(evaluations(old), evaluations(new))),
             "identical_completions": bool(numpy.array_equal(old.completion_tokens, new.completion_tokens)),
@@ -180,7 +186,7 @@ def report_text(data: dict[str, Any]) -> str:
             return f"{text}\nrerun of {data['origin']['id']}: it had no score; trained to the end it has overall {c['overall'][1]:.1f}"
         same = all(value for key, value in c.items() if key.startswith("identical")) and not c["hashes_changed"]
         text += f"\nrerun of {data['origin']['id']}: " + ("every curve, completion, score and weight came again, bit for bit" if same else
-            f"numbers differ: overall {c['overall'][0]} then {c['overall'][1]}; versions changed: {c['versions_changed'] or 'none'}; "
+            f"numbers differ: overall {c['overall'][0]} then {c['overall'][1]}; versions or machine changed: {c['versions_changed'] or 'none'}; "
             f"hashes changed: {c['hashes_changed'] or 'none'}")
     return text
 

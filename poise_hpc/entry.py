@@ -41,6 +41,7 @@ class Entry:
     screenings: list[dict[str, Any]] = field(default_factory=list)  # types.Screening, of each rung that it was judged at
     behaviour: dict[str, float] = field(default_factory=dict)       # condensed training curves
     reflection: dict[str, Any] = field(default_factory=dict)        # types.Reflection
+    vocabulary: dict[str, Any] = field(default_factory=dict)        # {"symbols": [...]}, or {"tokenizer": name, "files": {name: sha256}}
     curve_names: tuple[str, ...] = ()       # (K,)
     curve_steps: np.ndarray = field(default_factory=lambda: np.zeros(0, "<i8"))            # (T,) training step, from 1
     curve_values: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0), "<f8"))   # (S, K, T) NaN: not there
@@ -50,7 +51,7 @@ class Entry:
 
 
 SCALARS = ("id", "name", "parents", "proposer", "proposal", "outcome", "cause", "message", "created", "seeds", "versions",
-           "hashes", "pick", "checks", "attempts", "timings", "score", "screenings", "behaviour", "reflection", "curve_names")
+           "hashes", "pick", "checks", "attempts", "timings", "score", "screenings", "behaviour", "reflection", "vocabulary", "curve_names")
 
 
 Element = tuple[int, Mapping[str, Any], np.ndarray | None, np.ndarray | None]

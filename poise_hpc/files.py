@@ -6,11 +6,13 @@ or the new one. A lock is an exclusively created file (not flock: Lustre and NFS
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +23,32 @@ class CorruptFile(PoiseError):
     """A file that should be whole is not."""
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError in here names the file: those of a write do not."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
+
+
+def full(error: BaseException) -> bool:
+    """Is it a disk or a quota that is used up? Libraries in other languages have types of their own for it."""
+    if isinstance(error, OSError):
+        return error.errno in FULL
+    return any(f"os error {number})" in str(error) or os.strerror(number) in str(error) for number in FULL)
+
+
 def write_atomic(path: Path, data: bytes | str, *, sync: bool = True) -> None:
     """Write a whole file or none. `sync=False` skips fsync: safe against a killed process, not a power cut."""
     raw = data.encode() if isinstance(data, str) else data
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}.tmp")
     try:
-        with open(temporary, "wb") as f:
+        with naming(path), open(temporary, "wb") as f:
             f.write(raw)
             if sync:
                 f.flush()
@@ -58,6 +80,19 @@ def read_json(path: Path) -> Any | None:
         raise CorruptFile(f"{path} is not valid JSON ({error}); it is {len(raw)} bytes long") from None
 
 
+def read_listed(folder: Path, manifest: Mapping[str, str], cure: str) -> dict[str, bytes]:
+    """The files that a manifest {name: sha256} lists; CorruptFile, which ends with the cure, if one is not what it was."""
+    out = {}
+    for name, sha256 in manifest.items():
+        path = folder / name
+        if not path.is_file():
+            raise CorruptFile(f"{path} is missing. {cure}")
+        out[name] = path.read_bytes()
+        if hashlib.sha256(out[name]).hexdigest() != sha256:
+            raise CorruptFile(f"{path} is not what its manifest says: it was edited or damaged. {cure}")
+    return out
+
+
 def create_exclusive(path: Path, data: Any) -> bool:
     """Create `path` with `data` if nobody has; False if it exists. The file is whole as soon as it is visible."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}.tmp")
@@ -73,17 +108,18 @@ def create_exclusive(path: Path, data: Any) -> bool:
 
 def append_line(path: Path, data: Any, *, sync: bool = False) -> None:
     """Append one JSON line with a single write, after closing a line that a killed writer left open."""
-    fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        size = os.fstat(fd).st_size
-        torn = size > 0 and os.pread(fd, 1, size - 1) != b"\n"
-        line = (b"\n" if torn else b"") + dumps(data).encode() + b"\n"
-        if (written := os.write(fd, line)) != len(line):  # a full disk or a quota takes a part without an error
-            raise OSError(errno.ENOSPC, f"only {written} of {len(line)} bytes could be written", str(path))
-        if sync:
-            os.fsync(fd)
-    finally:
-        os.close(fd)
+    with naming(path):
+        fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            size = os.fstat(fd).st_size
+            torn = size > 0 and os.pread(fd, 1, size - 1) != b"\n"
+            line = (b"\n" if torn else b"") + dumps(data).encode() + b"\n"
+            if (written := os.write(fd, line)) != len(line):  # a full disk or a quota takes a part without an error
+                raise OSError(errno.ENOSPC, f"only {written} of {len(line)} bytes could be written")
+            if sync:
+                os.fsync(fd)
+        finally:
+            os.close(fd)
 
 
 def read_lines(path: Path) -> Iterator[Any]:

@@ -11,6 +11,7 @@ from typing import Any
 from . import files
 from .campaign import Attempt, Campaign, Candidate, load_attempts, reach, seed_of
 from .config import Config, Rung
+from .stored import read_status
 from .types import BASELINE_ID, START, Outcome, Stage
 
 HOME = "prepare"  # the campaign's own job lives in a folder of this name, shaped like a candidate's
@@ -20,10 +21,7 @@ def home(campaign: Campaign) -> Candidate:
     """The campaign's own pseudo-candidate. Its stage goes from PREPARE to ARCHIVED (or HELD)."""
     folder = campaign.root / HOME
     folder.mkdir(exist_ok=True)
-    try:
-        status = files.read_json(folder / "status.json")
-    except files.CorruptFile:  # its attempts' results lead it to its stage again
-        status = None
+    status = read_status(folder)
     candidate = Candidate(HOME, folder, Stage.PREPARE, attempts=load_attempts(folder))
     if status is not None:
         candidate.stage, candidate.forgiven = Stage(status["stage"]), status["forgiven"]
@@ -108,6 +106,7 @@ def job(campaign: Campaign, home: Candidate, candidate: Candidate, unit: str, nu
         "config": campaign.resolved, "avoid": avoid(earlier), "ranks": ranks(config, stage), "threads": config.jobs.threads, "limits": limits(config, stage, earlier)}
     if stage == Stage.PREPARE:
         return spec | {"cache_dir": campaign.meta["cache_dir"], "writable": [campaign.meta["cache_dir"]]}
+    spec["manifest"] = files.read_json(candidate.folder / "manifest.json")  # the only code that the job may run
     spec |= {"package": str(candidate.folder), "model": prepared(home)["model"], "data_sha256": prepared(home)["data_sha256"]}
     if stage == Stage.CHECK:
         return spec

@@ -14,6 +14,7 @@ from typing import Any
 from . import files
 from .agent.base import Draft, DraftRejected
 from .campaign import Campaign, Candidate, latest_version
+from .stored import read_code, stored_proposal
 from .types import CandidateError, Outcome, Proposal, Stage, UsageError
 
 
@@ -93,8 +94,7 @@ def read(candidate: Path, version: int) -> Draft:
     """Proposal and package of one version of a candidate."""
     kept = candidate / "versions" / str(version)
     folder = kept if kept.is_dir() else candidate
-    return Draft(Proposal.from_json(files.read_json(folder / "proposal.json")),
-                 {name: (folder / name).read_text() for name in files.read_json(folder / "manifest.json")})
+    return Draft(stored_proposal(folder), read_code(folder))
 
 
 def revise(candidate: Candidate, version: int, draft: Draft) -> None:

@@ -224,7 +224,8 @@ def exhausted(campaign: Campaign, archive: ArchiveView, active: Mapping[str, Can
 
 def inbox(campaign: Campaign) -> list[Path]:
     """Packages that wait to become candidates, oldest first."""
-    return sorted(Path(e.path) for e in os.scandir(campaign.root / "inbox") if e.is_dir() and not e.name.startswith("."))
+    folder = campaign.root / "inbox"
+    return sorted(Path(e.path) for e in os.scandir(folder) if e.is_dir() and not e.name.startswith(".")) if folder.is_dir() else []
 
 
 def run_hours(archive: ArchiveView, active: Mapping[str, Candidate]) -> float:

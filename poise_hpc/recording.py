@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import shutil
 import time
 from collections.abc import Iterator
@@ -111,18 +112,21 @@ class Recorder:
         score = self.score(candidate)
         evaluations, tokens, offsets = tables.evaluation_tables(e for seed, found in own.elements.items() for e in completions(seed, found))
         check = candidate.of(Stage.CHECK, "")
-        reflection = candidate.folder / "reflection.json"
+        path = candidate.folder / "reflection.json"
+        reflection = files.read_json(path)
+        written = reflection.pop("written", None) or path.stat().st_mtime  # an earlier version's has none
         return Entry(
             id=candidate.id, name=proposal.name, parents=proposal.parents, proposer=proposal.proposer, proposal=proposal.to_json(),
             outcome=candidate.outcome or Outcome.CANDIDATE_ERROR, cause=candidate.cause, message=candidate.message,
-            created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(reflection.stat().st_mtime)),
+            created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(written)),
             config=(campaign.root / "config.yaml").read_text(), code=campaign.code(candidate.id), seeds=tuple(int(seed) for seed in own.curves),
-            versions=campaign.meta["versions"], hashes=hashes(campaign, candidate, trained) | digest(check),
+            versions=versions(campaign, trained), hashes=hashes(campaign, candidate, trained) | digest(check),
             pick=files.read_json(candidate.folder / "pick.json") or {},
             checks=(files.read_json(check[-1].folder / "checks.json") or {}).get("checks", []) if check else [],
             attempts=[attempt_row(a) for a in candidate.attempts], timings=timings(candidate), score=vars(score) if score else None,
             screenings=[s.to_json() for s in self.screenings(candidate)],
-            behaviour=own.behaviour, reflection=files.read_json(reflection), curve_names=names, curve_steps=steps, curve_values=values,
+            vocabulary=jobspec.prepared(jobspec.home(campaign)).get("vocabulary", {}),  # none from a campaign of an earlier version
+            behaviour=own.behaviour, reflection=reflection, curve_names=names, curve_steps=steps, curve_values=values,
             evaluations=evaluations, completion_tokens=tokens, completion_offsets=offsets)
 
 
@@ -131,10 +135,16 @@ def verify(candidate: Candidate) -> None:
     for attempt in candidate.attempts:
         wanted = attempt.result["payload"].get("sha256", {}) if attempt.result else {}
         for name, sha256 in wanted.items():
-            path = attempt.folder / name
-            if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
-                raise files.CorruptFile(f"{path} is missing or damaged. Delete {attempt.folder / 'result.json'} and "
-                                        f"{candidate.folder / 'status.json'}: that job is then repeated, and gives the same numbers")
+            whole(attempt.folder / name, sha256, attempt.folder)
+
+
+def whole(path: Path, sha256: str | None, attempt: Path) -> bytes:
+    """A file that a job left behind, as it wrote it (None: it left no hash)."""
+    raw = path.read_bytes() if path.exists() else None
+    if raw is None or (sha256 is not None and hashlib.sha256(raw).hexdigest() != sha256):
+        raise files.CorruptFile(f"{path} is missing or damaged. Delete {attempt / 'result.json'} and "
+                                f"{attempt.parents[1] / 'status.json'}: that job is then repeated, and gives the same numbers")
+    return raw
 
 
 def curves(candidate: Candidate) -> dict[str, list[dict[str, Any]]]:
@@ -176,6 +186,15 @@ def digest(checks: list[Attempt]) -> dict[str, str]:
     return {"digest": found} if found else {}
 
 
+def versions(campaign: Campaign, trained: list[Attempt]) -> dict[str, str]:
+    """Of the campaign's environment, and of the training jobs' own with their machine; several where seeds ran on different ones."""
+    found: dict[str, set[str]] = {}
+    for attempt in trained:
+        for name, value in (attempt.result or {})["payload"].get("versions", {}).items():
+            found.setdefault(name, set()).add(value)
+    return campaign.meta["versions"] | {name: " or ".join(sorted(values)) for name, values in found.items() if name != "poise_hpc"}
+
+
 def attempt_row(attempt: Attempt) -> dict[str, Any]:
     result, submitted = attempt.result or {}, attempt.submitted or {}
     return {"stage": str(attempt.stage), "unit": attempt.unit, "seed": attempt.seed, "number": attempt.number, "outcome": result.get("outcome"),
@@ -201,7 +220,7 @@ def completions(seed: int, found: list[tuple[Path, dict[str, Any]]]) -> Iterator
         if float(e["at"]) < last:
             yield seed, e, None, None
         else:
-            with numpy.load(path.with_suffix(".npz")) as data:
+            with numpy.load(io.BytesIO(whole(path.with_suffix(".npz"), e.get("npz_sha256"), path.parents[1]))) as data:
                 yield seed, e, data["tokens"], data["offsets"]
 
 
@@ -228,4 +247,8 @@ def headline(summary: EntrySummary) -> str:
     s = summary.score
     half = f" +- {(s.ci[1] - s.ci[0]) / 2:.1f}" if s.ci else ""
     against = f"  {s.delta:+.1f} against {BASELINE_ID}" if s.delta is not None else ""
-    return f"{summary.name}  overall {s.overall:.1f}{half} ({len(s.by_seed)} seeds){against}  {summary.verdict}"
+    if summary.id == BASELINE_ID:  # or an entry run again: compared with nothing
+        verdict = ""
+    else:
+        verdict = "the same on every seed" if s.delta == 0 and s.delta_ci == (0, 0) else summary.verdict
+    return f"{summary.name}  overall {s.overall:.1f}{half} ({len(s.by_seed)} seeds){against}  {verdict}".rstrip()

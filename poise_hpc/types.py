@@ -12,6 +12,9 @@ from typing import Any
 
 BASELINE_ID = "c0000"  # GRPO, the algorithm that everything is paired with
 START = "0"            # the evaluation point of the untrained start policy
+# A candidate's numbers belong to the code that was proposed and checked.
+RESTORE_CODE = ("Restore it (the record of an archived candidate holds its text). `poise-hpc add` takes an edited package as another "
+                "candidate; `poise-hpc hold` lets this one rest")
 
 
 class Stage(StrEnum):
@@ -99,7 +102,7 @@ class Reflection:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Reflection:
-        return cls(**data | {"symptoms": tuple(data.get("symptoms", ()))})
+        return cls(**{k: v for k, v in data.items() if k != "written"} | {"symptoms": tuple(data.get("symptoms", ()))})
 
 
 @dataclass(frozen=True)

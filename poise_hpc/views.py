@@ -5,8 +5,8 @@ import shlex
 import time
 from typing import Any
 
-from . import files, screening
-from .archive import ArchiveView
+from . import eta, files, screening
+from .archive import ArchiveView, read
 from .campaign import Campaign, Candidate, load_attempts
 from .types import BASELINE_ID, START, EntrySummary, Outcome, Stage
 
@@ -32,6 +32,8 @@ def status(campaign: Campaign, now: float | None = None, spending: bool = True, 
     spent = [e.run_seconds for e in archive.entries]
     # Of what is not archived yet, begun or not: each as costly as those that are. `poise-hpc plan` knows more.
     left = (expected - len(archived)) * sum(spent) / len(spent) / 3600 if spent else None
+    at_work = [r for c in [home, *active] for r in running(c, now)]
+    soon = eta.campaign_left(campaign, archive.entries, active, at_work, expected - len(rows)) if home.stage == Stage.ARCHIVED else None
     return {
         "campaign": str(campaign.root), "home": home.stage,
         "done": home.stage == Stage.ARCHIVED and bool(why) and not active, "proposing_ended": why,
@@ -40,9 +42,9 @@ def status(campaign: Campaign, now: float | None = None, spending: bool = True, 
                    "screened_out": sum(row["screened"] is not None for row in rows),
                    "run_hours": round(seconds / 3600, 4), "run_hours_left": None if left is None else round(left, 4),
                    "run_hours_limit": budget.run_hours, "wall_clock_min": round((now - campaign.meta["created"]) / 60, 1),
-                   "wall_clock_min_limit": budget.wall_clock_min},
+                   "wall_clock_min_limit": budget.wall_clock_min, "eta_s": None if soon is None else round(soon, 1)},
         "inbox": [path.name.partition("-")[2] or path.name for path in inbox(campaign)],
-        "running": [r for c in [home, *active] for r in running(c, now)],
+        "running": at_work,
         "problems": [f"{id}: {text}" for id, text in archive.problems.items()],
         "candidates": rows} | ({"llm": llm_spending(campaign)} if spending and (campaign.root / "llm.jsonl").exists() else {})
 
@@ -84,13 +86,12 @@ def running(candidate: Candidate, now: float) -> list[dict[str, Any]]:
     for attempt in candidate.attempts:
         if attempt.result is None:
             claim = files.read_json(attempt.folder / "claim-0.json")
-            progress = files.read_json(attempt.folder / "progress.json") or {}
+            progress = eta.read_progress(attempt.folder)
             step, total = progress.get("step", 0), progress.get("total", 0)
-            elapsed = now - claim["time"] if claim else 0.0
-            eta = elapsed * (total - step) / step if step else None
+            elapsed, left = now - claim["time"] if claim else 0.0, eta.job_left(progress)
             rows.append({"candidate": candidate.id, "attempt": attempt.name, "state": "running" if claim else "queued",
                          "stage": progress.get("stage", ""), "step": step, "total": total, "elapsed_s": round(elapsed, 1),
-                         "eta_s": None if eta is None else round(eta, 1), "figures": progress.get("figures", {})})
+                         "eta_s": None if left is None else round(left, 1), "figures": progress.get("figures", {})})
     return rows
 
 
@@ -107,8 +108,10 @@ def leaderboard(campaign: Campaign, archive: ArchiveView | None = None) -> dict[
 
 def show(campaign: Campaign, id: str) -> dict[str, Any]:
     folder = campaign.candidates / id
-    candidate = campaign.load(id)
     entry = next((e for e in ArchiveView.load(campaign.root).entries if e.id == id), None)
+    if entry is not None and not folder.is_dir():
+        return shown_record(campaign, entry)
+    candidate = campaign.load(id)
     if entry is not None:
         row, stage = archived_row(entry), Stage.ARCHIVED
     else:
@@ -121,6 +124,16 @@ def show(campaign: Campaign, id: str) -> dict[str, Any]:
                           "run_seconds": a.result.get("run_seconds") if a.result else None} for a in candidate.attempts]}
 
 
+def shown_record(campaign: Campaign, summary: EntrySummary) -> dict[str, Any]:
+    """`show` of a candidate whose folder is gone."""
+    path = campaign.records / f"{summary.id}.h5"
+    entry = read(path)
+    named = [(f"{a['stage']}{'' if a['seed'] is None else '-s' + str(a['seed'])}-{a['number']}", a) for a in entry.attempts]
+    return {**archived_row(summary), "proposal": entry.proposal, "pick": entry.pick, "reflection": entry.reflection, "message": entry.message,
+            "folder": None, "record": str(path), "score": entry.score,
+            "attempts": [{"name": name, "outcome": a["outcome"], "cause": a["cause"], "run_seconds": a["run_seconds"]} for name, a in named]}
+
+
 # --- text
 
 def table(rows: list[list[str]], head: list[str]) -> str:
@@ -128,7 +141,19 @@ def table(rows: list[list[str]], head: list[str]) -> str:
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in [head, *rows])
 
 
+def verdict(row: dict[str, Any]) -> str:
+    """Of a leaderboard's row, for people: the reflection's word, and what it does not look at."""
+    if row["id"] == BASELINE_ID:
+        return "-"
+    if row["outcome"] != Outcome.SUCCEEDED:
+        return f"failed: {row['cause']}"
+    return f"scores as {BASELINE_ID}, on every seed" if row["delta"] == 0 and row["delta_ci"] == [0, 0] else row["verdict"]
+
+
 def interval(value: float | None, ci: Any, sign: bool = False) -> str:
+    """Points; `sign`: a difference. A score lies within 0..100, so its interval is cut there: it covers no less."""
+    if ci and not sign:
+        ci = max(ci[0], 0.0), min(ci[1], 100.0)
     if value is None:
         return "-"
     text = f"{value:+z.1f}" if sign else f"{value:z.1f}"  # z: no -0.0
@@ -163,26 +188,34 @@ def status_text(data: dict[str, Any]) -> str:
 def progress_text(r: dict[str, Any]) -> str:
     if r["state"] == "queued":
         return f"{r['candidate']}  {r['attempt']}  queued"
-    eta = f"  ETA {r['eta_s']:.0f} s" if r["eta_s"] is not None else ""
+    left = f"  ETA {r['eta_s']:.0f} s" if r["eta_s"] is not None else ""
     at = f"{r['stage']} {r['step']}/{r['total']}" if r["total"] else "starts"
-    return f"{r['candidate']}  {r['attempt']}  {at}  {r['elapsed_s']:.0f} s{eta}"
+    return f"{r['candidate']}  {r['attempt']}  {at}  {r['elapsed_s']:.0f} s{left}"
 
 
 def leaderboard_text(data: dict[str, Any]) -> str:
     if not data["rows"]:
         return f"nothing is archived yet; `poise-hpc status {shlex.quote(data['campaign'])}` says where it is"
+    if data.get("kind") == "rerun":  # its one row is the entry, no baseline
+        rows = [[f"{data['origin']['id']} again", r["name"], interval(r["overall"], r["ci"]), str(r["seeds"])] for r in data["rows"]]
+        return f"{table(rows, ['entry', 'name', overall_head(data), 'seeds'])}\narchive: {data['records']}"
     rows = [[str(r["rank"]), r["id"], r["name"], ",".join(r["parents"]) or "-", interval(r["overall"], r["ci"]),
              "baseline" if r["id"] == BASELINE_ID else interval(r["delta"], r["delta_ci"], sign=True), str(r["seeds"]), ending(r)] for r in data["rows"]]
-    text = table(rows, ["rank", "id", "name", "parents", f"overall ({data['score']})", f"against {BASELINE_ID}", "seeds", "verdict"])
+    text = table(rows, ["rank", "id", "name", "parents", overall_head(data), f"against {BASELINE_ID}", "seeds", "verdict"])
     start = f"untrained policy {data['start']:.1f}. " if data["start"] is not None else ""
-    return f"{text}\n{start}[a, b]: 95 % intervals over training seeds, paired with {BASELINE_ID} in the difference.\narchive: {data['records']}"
+    return (f"{text}\n{start}[a, b]: 95 % intervals over training seeds, paired with {BASELINE_ID} in the difference; a score's is cut to 0..100.\n"
+            f"archive: {data['records']}")
+
+
+def overall_head(data: dict[str, Any]) -> str:
+    return f"overall ({data['score']})"
 
 
 def ending(row: dict[str, Any]) -> str:
     """Of a leaderboard's row: the verdict, or why there is none."""
     if s := row["screened"]:
         return f"screened out at {screening.percent(s['at'])}: {interval(s['delta'], s['delta_ci'], sign=True)} there"
-    return "-" if row["id"] == BASELINE_ID else row["verdict"] if row["outcome"] == Outcome.SUCCEEDED else f"failed: {row['cause']}"
+    return verdict(row)
 
 
 def show_text(data: dict[str, Any]) -> str:
@@ -203,7 +236,7 @@ def show_text(data: dict[str, Any]) -> str:
         hypothesis = f"; its hypothesis {r['hypothesis']}" if r.get("hypothesis") else ""
         lines += [f"verdict      {r['verdict']}{hypothesis} (by {r['author']})", r["text"]]
     lines += [f"attempt      {a['name']}  {a['outcome'] or 'in flight'}  {a['cause'] or ''}".rstrip() for a in data["attempts"]]
-    lines.append(f"folder       {data['folder']}" + (f"\nrecord       {data['record']}" if data["record"] else ""))
+    lines += [f"{what:<12} {data[what]}" for what in ("folder", "record") if data[what]]
     return "\n".join(lines)
 
 

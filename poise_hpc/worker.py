@@ -60,6 +60,7 @@ class StopFlag:
 _stop = StopFlag()
 _attempt: Path | None = None
 _last_write = 0.0
+_since: tuple[str, int, int, float] = ("", 0, 0, 0.0)  # stage and total; the step and the time at which it began here
 
 
 def stop_requested() -> bool:
@@ -68,12 +69,15 @@ def stop_requested() -> bool:
 
 def progress(stage: str, step: int, total: int, **figures: float | str) -> None:
     """Say how far this process is. Cheap: at most one small file every half second, and the last step."""
-    global _last_write
+    global _last_write, _since
     now = time.monotonic()
+    if _since[:2] != (stage, total):
+        _since = (stage, total, step, now)
     if _attempt is None or int(os.environ.get("RANK", "0")) != 0 or (now - _last_write < 0.5 and step < total):
         return
     _last_write = now
-    files.write_json(_attempt / "progress.json", {"stage": stage, "step": step, "total": total, "figures": figures}, sync=False)
+    files.write_json(_attempt / "progress.json", {"stage": stage, "step": step, "total": total, "figures": figures,
+                                                  "since": {"step": _since[2], "seconds": round(now - _since[3], 3)}}, sync=False)
 
 
 def main(attempt_dir: str) -> int:
@@ -117,6 +121,8 @@ def prepare_network() -> None:
         flags = struct.pack("16sh", b"lo", 1)  # ifreq with IFF_UP
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
             fcntl.ioctl(s, 0x8914, flags)      # SIOCSIFFLAGS
+        # No resolver in there: torch's store would warn, in every run, that it cannot name the loopback address. Read when torch is imported.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     if os.environ.get("MASTER_PORT") == "0":
         with socket.socket() as s:
@@ -152,7 +158,8 @@ def run(job: dict[str, Any], attempt: Path) -> dict[str, Any]:
         traceback.print_exc()
         if isinstance(error, SystemExit | KeyboardInterrupt | GeneratorExit) and raised_in(error, job.get("package")):
             return {"outcome": Outcome.CANDIDATE_ERROR, "cause": "exited", "message": f"it raised {type(error).__name__}", "payload": {}}
-        return {"outcome": Outcome.INFRA_ERROR, "cause": type(error).__name__, "message": str(error)[:2000], "payload": {}}
+        cause = "disk-full" if files.full(error) else type(error).__name__
+        return {"outcome": Outcome.INFRA_ERROR, "cause": cause, "message": str(error)[:2000], "payload": {}}
 
 
 def hashes(attempt: Path, names: list[str]) -> dict[str, str]:

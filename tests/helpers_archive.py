@@ -1,6 +1,7 @@
 """Entries and summaries made by hand, for the tests of the archive and of the selection."""
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -57,6 +58,9 @@ def entry(number: int = 7, **changes: Any) -> Entry:
         attempts=[{"stage": "train", "seed": 0, "number": 1, "outcome": "preempted", "cause": "", "run_seconds": 10.0},
                   {"stage": "train", "seed": 0, "number": 2, "outcome": "succeeded", "cause": "", "run_seconds": 5.5}],
         timings={"rollout_s": 3.25}, score=asdict(score(50.0)), behaviour={"entropy_ratio": 0.5},
-        reflection={"verdict": "supported", "text": "it held"}, curve_names=names, curve_steps=steps, curve_values=values,
+        reflection={"verdict": "supported", "text": "it held"}, vocabulary={"symbols": [str(t) for t in range(12)]},
+        curve_names=names, curve_steps=steps, curve_values=values,
         evaluations=table, completion_tokens=tokens, completion_offsets=offsets)
-    return Entry(**data | changes)
+    data |= changes
+    code = {f"code:{name}": hashlib.sha256(text.encode()).hexdigest() for name, text in data["code"].items()}
+    return Entry(**data | {"hashes": code | data["hashes"]})

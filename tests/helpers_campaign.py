@@ -4,6 +4,7 @@ Scores are a seeded function of (candidate, training seed), so a campaign's numb
 """
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ def noop_work(attempt: Path, job: dict[str, Any]) -> dict[str, Any]:
     payload: dict[str, Any] = {}
     config = configuration.parse(job["config"])
     if job["kind"] == "prepare":
-        payload = {"model": "/nowhere", "model_sha256": "0" * 64, "data_sha256": "1" * 64}
+        payload = {"model": "/nowhere", "model_sha256": "0" * 64, "data_sha256": "1" * 64, "vocabulary": {"symbols": ["a"]}}
     elif job["kind"] == "check":
         files.write_json(attempt / "checks.json", {"checks": [{"name": "shapes", "passed": True, "message": "", "seconds": 0.0}]}, sync=False)
     elif job["kind"] == "train":
@@ -34,7 +35,7 @@ def noop_work(attempt: Path, job: dict[str, Any]) -> dict[str, Any]:
         (attempt / "curves.jsonl").write_text("".join(
             json.dumps({"step": i} | dict(zip(KEYS, row, strict=True))) + "\n" for i, row in enumerate(values.tolist())))
         payload = {"steps": len(values), "snapshots": {f"{at:g}": f"snapshots/{at:g}" for at in config.evaluate.at if at <= until},
-                   "weights_sha256": "2" * 64, "timings": {"rollout": 1.0, "update": 2.0}, "versions": {}}
+                   "weights_sha256": "2" * 64, "timings": {"rollout": 1.0, "update": 2.0}, "versions": {"cpu": "model A", "torch": "9"}}
     if "purpose" in job:
         points = [float(at) for at in {**job.get("weights", {}), **payload.get("snapshots", {})}]
         payload |= {"elements": evaluate(attempt, job, config, points)}
@@ -54,10 +55,11 @@ def evaluate(attempt: Path, job: dict[str, Any], config: configuration.Config, p
                        "correct": correct.tolist(), "valid": [b.samples] * b.problems, "truncated": [0] * b.problems,
                        "mean_length": [10.0] * b.problems, "seconds": 0.0}
             path = attempt / "elements" / f"{at:g}-{name}.json"
-            files.write_json(path, element, sync=False)
             if at == points[-1]:
                 np.savez(path.with_suffix(".npz"), tokens=np.zeros(b.problems * b.samples, np.uint16),
                          offsets=np.arange(b.problems * b.samples + 1))
+                element["npz_sha256"] = hashlib.sha256(path.with_suffix(".npz").read_bytes()).hexdigest()
+            files.write_json(path, element, sync=False)
             names.append(f"elements/{path.name}")
     return names
 

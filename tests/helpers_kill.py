@@ -74,8 +74,9 @@ def killed_run(campaign: Path, cache: Path, total: int, kills: int, seed: int, o
         time.sleep(delay)
         if victim != "controller":
             wait(lambda: job_processes(campaign, run.pid) or run.poll() is not None, "a job to kill")
-        jobs = sorted(job_processes(campaign, run.pid))
-        targets = ([run.pid] if victim != "job" else []) + ([draw.choice(jobs)] if victim != "controller" and jobs else [])
+        jobs = by_kind(job_processes(campaign, run.pid))
+        picked = [draw.choice(jobs[draw.choice(sorted(jobs))])] if victim != "controller" and jobs else []
+        targets = ([run.pid] if victim != "job" else []) + picked
         if draw.random() < 0.5:
             targets.reverse()
         names = [describe(pid, run.pid) for pid in targets]
@@ -91,14 +92,32 @@ def killed_run(campaign: Path, cache: Path, total: int, kills: int, seed: int, o
     return done
 
 
+def by_kind(pids: list[int]) -> dict[str, list[int]]:
+    """Of a job's processes: all workers, all supervisors, all launchers. A worker may have helpers; each kind is hit as often."""
+    found: dict[str, list[int]] = {}
+    for pid in sorted(pids):
+        found.setdefault(kind_of(command(pid)), []).append(pid)
+    return found
+
+
+def command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def kind_of(arguments: str) -> str:
+    """The launcher runs `submitit.local._local`, the supervisor `submitit.core._submit`."""
+    return "worker" if "poise_hpc.worker" in arguments else "launcher" if "submitit.local" in arguments else "supervisor"
+
+
 def describe(pid: int, controller: int) -> str:
     if pid == controller:
         return "controller"
-    try:
-        arguments = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
-    except OSError:
+    if not (arguments := command(pid)):
         return "gone"
-    kind = "worker" if "poise_hpc.worker" in arguments else "launcher" if "submitit.local" in arguments else "supervisor"
+    kind = kind_of(arguments)
     attempt = next((part for part in arguments.replace("\0", "/").split("/") if part.startswith(("train-", "check-", "evaluate-", "prepare-"))), "")
     return f"{kind} {attempt}".strip()
 

@@ -59,6 +59,16 @@ def test_what_is_written_is_read(campaign):
     assert archive.summary(written).record_sha256 == digest
 
 
+def test_a_record_of_an_earlier_version_is_read(campaign, monkeypatch):
+    """It lacks what was added since: these fields are empty, and nothing is wrong with it."""
+    added = ("vocabulary",)
+    with monkeypatch.context() as before:
+        before.setattr(archive, "SCALARS", tuple(name for name in archive.SCALARS if name not in added))
+        archive.write(record(campaign), entry())
+    assert_same(archive.read(record(campaign)), entry(vocabulary={}))
+    assert archive.verify(record(campaign)) == [] and ArchiveView.load(campaign).entries[0].id == "c0007"
+
+
 def test_a_failed_candidate_without_curves(campaign):
     failed = entry(outcome=Outcome.CANDIDATE_ERROR, cause="raised", score=None, **{
         name: f.default_factory() for name, f in Entry.__dataclass_fields__.items() if isinstance(f.type, str) and f.type == "np.ndarray"})
@@ -105,6 +115,15 @@ def test_a_damaged_record_is_not_overwritten(campaign):
     flip(record(campaign), 5000)
     with pytest.raises(CorruptFile, match="delete the file and run the campaign again"):
         archive.write(record(campaign), entry())
+
+
+def test_code_that_is_not_the_code_that_ran_is_noticed(campaign):
+    """A record that is whole and wrong: written by a version that did not compare."""
+    ran = entry().hashes
+    archive.write(record(campaign), entry(code={"algorithm.py": "x = 2\n"}, hashes=ran))
+    assert archive.verify(record(campaign)) == [
+        f"code/{name} is not the code that was checked and trained: its hash is another" for name in ("algorithm.py", "parts/helper.py")]
+    assert archive.verify_campaign(campaign)["c0007"][0].startswith("code/algorithm.py is not the code")
 
 
 def test_figures_must_be_finite(campaign):

@@ -45,8 +45,16 @@ def test_what_is_no_campaign_is_named(tmp_path):
     with pytest.raises(UsageError, match="has campaign format 9; this version reads 1"):
         Campaign.open(created.root)
     meta.write_text("{")
-    with pytest.raises(files.CorruptFile, match="campaign.json is not valid JSON"):
+    with pytest.raises(files.CorruptFile, match="campaign.json is not valid JSON.* Restore it from a copy"):
         Campaign.open(created.root)
+
+
+@pytest.mark.parametrize("text", ["[]", "1", '{"format": 1}', '{"format": "1", "created": 1.0, "versions": {}, "cache_dir": "/c"}'])
+def test_what_is_json_and_no_campaign_is_named(tmp_path, text):
+    root = campaign(tmp_path / "c").root
+    (root / "campaign.json").write_text(text)
+    with pytest.raises(files.CorruptFile, match="campaign.json is JSON, but not what was written there: an object with format, created, .* Restore it"):
+        Campaign.open(root)
 
 
 def test_a_damaged_frozen_config_is_named(tmp_path):

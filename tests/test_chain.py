@@ -37,6 +37,11 @@ def test_answers_are_spread_evenly():
     assert len(answers) == 100 and max(answers.values()) < 45  # 20 expected each
 
 
+def test_the_vocabulary_reads_completions():
+    text = "45;45;54;<a>54</a><eos>"
+    assert "".join(Chain().vocabulary()["symbols"][t] for t in tokens(text)) == text == Chain().show(tokens(text))
+
+
 def test_prompts_have_one_length_and_the_longest_response_fits():
     for index in range(200):
         assert len(Chain().train_problem(0, index).prompt) == chain.PROMPT_TOKENS == 19

@@ -13,6 +13,7 @@ from poise_hpc.algorithms.grpo import GRPO
 from poise_hpc.algorithms.load import write_seed_package
 from poise_hpc.algorithms.ops import clipped, group_mean, group_std, k3, ratio
 from poise_hpc.algorithms.seeds import seed
+from poise_hpc.files import CorruptFile
 from poise_hpc.types import CandidateError
 
 ELSEWHERE: dict[str, Any] = {"calls": 0}
@@ -195,6 +196,13 @@ def test_the_job_names_all_failures_with_the_candidates_lines(tmp_path):
     line = next(i for i, text in enumerate(file.read_text().splitlines(), 1) if "rollouts.rewards" in text)
     assert f"algorithm.py:{line} in advantages: R, g = rollouts.rewards" in error.value.message
     assert not json.loads((tmp_path / "checks.json").read_text())["checks"][1]["passed"]
+
+
+def test_the_job_checks_the_package_that_was_proposed(tmp_path):
+    """Edited since, into something that the gate would call the candidate's fault."""
+    (tmp_path / "algorithm.py").write_text("open('x', 'w')\nALGORITHM = None\n")
+    with pytest.raises(CorruptFile, match="algorithm.py is not what its manifest says"):
+        checks.run({"package": str(tmp_path), "manifest": {"algorithm.py": "0" * 64}}, tmp_path)
 
 
 def test_the_job_runs_nothing_that_the_gate_refuses(tmp_path):

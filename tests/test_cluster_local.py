@@ -9,7 +9,7 @@ from pathlib import Path
 
 import helpers_jobs as h
 import pytest
-from helpers_kill import processes_of
+from helpers_kill import by_kind, processes_of
 from test_jobs import NASTY, until
 
 from poise_hpc import config as configuration
@@ -51,7 +51,7 @@ def prepare(driven: Controller, number: int) -> Path:
 
 def stop(driven: Controller, attempt: Path) -> None:
     supervisor(attempt)
-    driven.cluster.cancel([driven.submitted(a) for _, a in driven.in_flight()])
+    assert driven.cluster.cancel([driven.submitted(a) for _, a in driven.in_flight()]) == 1
     until(lambda: files.read_json(attempt / "result.json"), "no result after cancel")
 
 
@@ -87,7 +87,8 @@ def test_a_killed_job_is_noticed_and_repeated(tmp_path, victim):
     attempt = prepare(driven, 1)
     pid, launcher = supervisor(attempt), int(files.read_json(attempt / "submitted.json")["job_id"])
     until((attempt / "progress.json").exists, "no progress")
-    assert len(processes_of(attempt)) == 3  # launcher, supervisor, worker
+    assert {kind: len(pids) for kind, pids in by_kind(processes_of(attempt)).items()} == {"launcher": 1, "supervisor": 1, "worker": 1}
+    assert by_kind([pid]) == {"supervisor": [pid]} and by_kind([launcher]) == {"launcher": [launcher]}
     if victim != "supervisor":
         os.kill(launcher, signal.SIGKILL)
     os.kill(pid, signal.SIGKILL)
@@ -115,6 +116,29 @@ def test_a_reused_pid_is_not_our_job(tmp_path):
         return cluster.alive([Submitted(attempt, "n", None, str(me), start)])[attempt]
 
     assert alive(files.process_start(me)) and not alive(files.process_start(me) - 1) and not alive(None)
+
+
+def test_a_job_of_another_host_is_judged_by_its_heartbeat(tmp_path):
+    """login1 was drained, or renamed; heartbeats are due every 5 s. With a slower one, longer silence is no news."""
+    now, told = [1e9], []
+    cluster = LocalCluster(1, clock=lambda: now[0], tell=lambda job, reason: told.append(reason))
+    job = Submitted(tmp_path, "n", None, "17", 1)
+    files.write_json(tmp_path / "job.json", {"limits": {"heartbeat_s": 5.0}})
+    files.write_json(tmp_path / "claim-0.json", {"host": "login1", "pid": 17, "start": 1, "restart": 0})
+    os.utime(tmp_path / "claim-0.json", (1e9, 1e9))
+    for now[0], alive in ((1e9 + 90, True), (1e9 + 110, False)):  # it may have died before its first beat: 20 x 5 s
+        assert (cluster.alive([job])[tmp_path] is True) == alive
+    files.write_json(tmp_path / "heartbeat.json", {"time": 0.0, "restart": 0})
+    os.utime(tmp_path / "heartbeat.json", (1e9 + 50, 1e9 + 50))
+    assert cluster.alive([job])[tmp_path] is True
+    now[0] = 1e9 + 160
+    gone = cluster.alive([job])[tmp_path]
+    assert (gone.outcome, gone.cause, gone.message) == (Outcome.INFRA_ERROR, "vanished", "it ran on login1 and has been silent for 110 s")
+    files.write_json(tmp_path / "job.json", {"limits": {"heartbeat_s": 0.2}})
+    for now[0], alive in ((1e9 + 109, True), (1e9 + 111, False)):  # 60 s at least
+        assert (cluster.alive([job])[tmp_path] is True) == alive
+    assert len(told) == 1 and "it runs on login1" in told[0]
+    assert cluster.cancel([job]) == 0
 
 
 def test_no_key_reaches_a_job_process(tmp_path, monkeypatch):

@@ -25,6 +25,19 @@ from poise_hpc.types import UsageError
     ({"search": {"train_seeds": [1, 1]}}, "all distinct"),
     ({"search": {"train_seeds": []}}, "at least one seed"),
     ({"model": {"source": "path"}}, "'path' is needed"),
+    ({"train": {"learning_rate": float("inf")}}, "'train.learning_rate': a finite number below 1e.15 was wanted, got inf"),
+    ({"task": {"options": {"a": [1.0, float("nan")]}}}, "'task.options.a.1': a finite number .* got nan"),
+    ({"jobs": {"train_min": 1e308}}, "'jobs.train_min': a finite number .* got 1e.308"),
+    ({"rollout": {"weight_cap": 10**400}}, "'rollout.weight_cap': a finite number .* got 1000"),
+    ({"train": {"steps": 10**22}}, "'train.steps': a finite number below 1e.15 was wanted, got 10000000000000000000000"),
+    ({"train": {"steps": 10**9}}, "'train.steps'.*less than or equal to 10000000"),
+    ({"jobs": {"memory_gb": 1e9}}, "'jobs.memory_gb'.*less than or equal to 1000000"),
+    ({"search": {"seed": -1}}, "'search.seed'.*greater than or equal to 0"),
+    ({"search": {"train_seeds": [2**31]}}, "'search.train_seeds.0'.*less than 2147483648"),
+    ({"evaluate": {"benchmarks": {"a": {"split": "easy", "problems": 10**8, "samples": 2, "metrics": {"acc@1": 1.0}}}}},
+     "'evaluate.benchmarks.a.problems'.*less than or equal to 1000000"),
+    *(({"evaluate": {"benchmarks": {name: {"split": "easy", "problems": 4, "samples": 2, "metrics": {"acc@1": 1.0}}}}},
+       "can be no benchmark's name") for name in ("a/b ../x", "..", ".a", "", "a\n", "a@1", "x" * 33)),
     ([1, 2], "a mapping of sections was wanted, got list"),
 ])
 def test_bad_values_are_named(data, message):
@@ -41,9 +54,21 @@ def test_yaml_errors_and_missing_files(tmp_path):
     with pytest.raises(UsageError, match="none.yaml: no such file; .*over.yaml names it as its 'base'"):
         config.load(tmp_path / "over.yaml")
     bad = tmp_path / "bad name.yaml"
-    bad.write_text("train: [")
-    with pytest.raises(UsageError, match="not valid YAML"):
-        config.load(bad)
+    for text in ("train: [", "train: {steps: 2020-13-45}"):
+        bad.write_text(text)
+        with pytest.raises(UsageError, match="not valid YAML"):
+            config.load(bad)
+
+
+def test_a_key_given_twice_is_refused_with_both_lines(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("train:\n  steps: 10\n  epochs: 1\n\n  'steps': 20\n")
+    with pytest.raises(UsageError, match="a.yaml: not valid YAML: the key 'steps' stands there twice, in lines 2 and 5. Keep one"):
+        config.load(path)
+    path.write_text("train: &t {steps: 10}\nrollout: {prompts: 8}\n")  # the same key elsewhere, anchors and merges are fine
+    assert config.load(path).train.steps == 10
+    path.write_text("train: {<<: {steps: 10, epochs: 1}, steps: 20}\n")
+    assert (config.load(path).train.steps, config.load(path).train.epochs) == (20, 1)
 
 
 def test_base_is_overlaid_section_by_section(tmp_path):

@@ -2,14 +2,17 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
+import shutil
 
 import pytest
 from helpers_campaign import campaign, noop_work
 from helpers_drive import Killed, Mortal, ShuffledCluster, archive_of, controller, drive, failing, finish, write_package
 
-from poise_hpc import files, orders, worker
+from poise_hpc import archive, files, orders, packages, worker
+from poise_hpc.algorithms import load
 from poise_hpc.campaign import Campaign
 from poise_hpc.cluster import InlineCluster, SchedulerAway
 from poise_hpc.types import Outcome, PoiseError, Stage
@@ -40,6 +43,10 @@ def test_the_order_in_which_jobs_end_changes_nothing(undisturbed, tmp_path, seed
         return {id: {k: v for k, v in entry.items() if k != "config"} for id, entry in found.items()}  # it names evaluate_by
 
     assert numbers(archive_of(root)) == numbers(undisturbed)
+
+
+def test_a_record_says_how_its_completions_are_read(undisturbed):
+    assert all(e["vocabulary"] == {"symbols": ["a"]} for e in undisturbed.values())  # what the prepare job said
 
 
 def test_the_window_rule(tmp_path):
@@ -396,14 +403,34 @@ def test_a_damaged_record_is_restored_from_its_folder(undisturbed, tmp_path, dam
     assert "record restored" in (root / "events.log").read_text()
 
 
-def test_lost_status_files_are_derived_again(undisturbed, tmp_path):
+@pytest.mark.parametrize("text", ["", "[]", '{"id": "c0001"}', '"archived"', None])
+def test_lost_status_files_are_derived_again(undisturbed, tmp_path, text):
     root = campaign(tmp_path / "c", **SMALL).root
     drive(root)
     for path in [*root.glob("candidates/*/status.json"), root / "prepare" / "status.json"]:
-        path.write_bytes(b"")
+        path.write_text(text if text is not None else path.read_text().replace("archived", "archivad"))
     (root / "records" / "c0003.h5").unlink()
     drive(root)
     assert archive_of(root) == undisturbed
+
+
+def test_a_record_restored_from_a_copy_is_the_same_to_the_byte(tmp_path):
+    """`cp -r` gives every file a new time."""
+    root, copy = campaign(tmp_path / "c", **TINY).root, tmp_path / "copy"
+    drive(root)
+    shutil.copytree(root, copy, copy_function=shutil.copyfile)
+    for path in copy.glob("candidates/*/reflection.json"):
+        os.utime(path, (0, 0))
+    record = copy / "records" / "c0001.h5"
+    record.unlink()
+    drive(copy)
+    assert record.read_bytes() == (root / "records" / "c0001.h5").read_bytes()
+    path = copy / "candidates" / "c0001" / "reflection.json"  # as an earlier version wrote it
+    files.write_json(path, {k: v for k, v in files.read_json(path).items() if k != "written"})
+    os.utime(path, (86400, 86400))
+    record.unlink()
+    drive(copy)
+    assert archive.read(record).created == "1970-01-02T00:00:00Z"
 
 
 def test_a_record_damaged_together_with_its_status(tmp_path):
@@ -417,8 +444,8 @@ def test_a_record_damaged_together_with_its_status(tmp_path):
     assert archive_of(root) == wanted
 
 
-@pytest.mark.parametrize("name", ["curves.jsonl", "elements/1-easy.json"])
-@pytest.mark.parametrize("spoil", [lambda raw: raw.replace(b"1", b"2", 1), lambda raw: raw[:-20], None], ids=["flip", "truncate", "delete"])
+@pytest.mark.parametrize("name", ["curves.jsonl", "elements/1-easy.json", "elements/1-easy.npz"])
+@pytest.mark.parametrize("spoil", [lambda raw: raw[:50] + bytes([raw[50] ^ 1]) + raw[51:], lambda raw: raw[:-20], None], ids=["flip", "truncate", "delete"])
 def test_no_number_is_made_of_a_damaged_file(undisturbed, tmp_path, name, spoil):
     def work(attempt, job):
         result = noop_work(attempt, job)
@@ -439,16 +466,62 @@ def test_no_number_is_made_of_a_damaged_file(undisturbed, tmp_path, name, spoil)
     assert archive_of(root) == undisturbed
 
 
+@pytest.mark.parametrize("spoil", [lambda path: path.write_text(path.read_text() + "# better\n"), lambda path: path.unlink()], ids=["edit", "delete"])
+def test_no_code_is_archived_that_did_not_run(undisturbed, tmp_path, spoil):
+    """Edited between its training and its archiving; restored, the archive is the undisturbed one."""
+    root, before = campaign(tmp_path / "c", **SMALL).root, []
+
+    def work(attempt, job):
+        result, path = noop_work(attempt, job), root / "candidates" / "c0001" / "algorithm.py"
+        if attempt.name == "train-s1-1" and job["candidate"] == "c0001":
+            assert job["manifest"] == files.read_json(path.with_name("manifest.json")) == load.manifest(path.parent)
+            before.append(path.read_bytes())
+            spoil(path)
+        return result
+
+    with pytest.raises(files.CorruptFile, match=r"c0001/algorithm.py is (missing|not what its manifest says).* Restore it .*`poise-hpc add` takes"):
+        drive(root, InlineCluster(work))
+    assert "c0001" not in archive_of(root)
+    (root / "candidates" / "c0001" / "algorithm.py").write_bytes(before[0])
+    drive(root)
+    assert archive_of(root) == undisturbed
+
+
+def test_a_package_with_odd_line_ends_is_archived_as_it_ran(tmp_path):
+    created, package = campaign(tmp_path / "c", **TINY), write_package(tmp_path / "own")
+    (package / "algorithm.py").write_bytes((package / "algorithm.py").read_bytes().replace(b"\n", b"\r\n"))
+    orders.package(created, package, None)
+    drive(created.root)
+    assert archive_of(created.root)["c0001"]["code"]["algorithm.py"].count("\r\n") > 10
+    assert archive.verify_campaign(created.root) == {}
+
+
 def test_corrupt_job_files_are_named_with_the_cure(tmp_path):
     root = campaign(tmp_path / "c", **SMALL).root
     driven = controller(root, ShuffledCluster(0))
     while "c0001" not in driven.active or not driven.active["c0001"].attempts:
         driven.step()
     attempt = driven.active["c0001"].attempts[0].folder
-    (attempt / "result.json").write_text('{"outcome": "succ')
-    with pytest.raises(files.CorruptFile, match="Delete it: the job then counts as lost and is repeated"):
-        Campaign.open(root).load("c0001")
+    for text in ('{"outcome": "succ', "[]", '{"outcome": "succeeded"}', '{"outcome": "succeedad", "cause": "", "message": "", "payload": {}}'):
+        (attempt / "result.json").write_text(text)
+        with pytest.raises(files.CorruptFile, match="result.json .*Delete it: the job then counts as lost and is repeated"):
+            Campaign.open(root).load("c0001")
+        with pytest.raises(files.CorruptFile, match="result.json .*Delete it: the job then counts as lost and is repeated"):
+            driven.collect()
     (attempt / "result.json").unlink()
+    submitted = (attempt / "submitted.json").read_text()
+    for text in ("{", "[]", "{}"):
+        (attempt / "submitted.json").write_text(text)
+        with pytest.raises(files.CorruptFile, match="submitted.json .*Delete it: the job is found again by its name"):
+            Campaign.open(root).load("c0001")
+    (attempt / "submitted.json").write_text(submitted)
+    for name, cure in (("proposal", "proposal.md beside it says the same"), ("manifest", "Restore it")):
+        path = attempt.parents[1] / f"{name}.json"
+        before = path.read_text()
+        path.write_text("[]")
+        with pytest.raises(files.CorruptFile, match=f"{name}.json is JSON, but not what was written there.* {cure}"):
+            packages.read(attempt.parents[1], 1)
+        path.write_text(before)
     (attempt / "intent.json").unlink()
     with pytest.raises(PoiseError, match="has no intent.json. Delete the folder"):
         Campaign.open(root).load("c0001")

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ from helpers_campaign import campaign, noop_work
 from helpers_drive import archive_of, drive, failing
 from helpers_kill import TINY, left_over
 
-from poise_hpc import archive, cli, derived
+from poise_hpc import archive, cli, derived, files, reading, views
 from poise_hpc.campaign import Campaign
 from poise_hpc.cluster import InlineCluster, for_campaign
 from poise_hpc.types import Outcome, UsageError
@@ -69,6 +70,8 @@ def test_a_rerun_says_what_came_again(origin):
         data = derived.report("rerun", target)
         assert data["comparison"]["identical_scores"] is data["comparison"]["identical_curves"] is same
         assert ("bit for bit" in derived.report_text(data)) is same
+        assert f"{id} again" in derived.report_text(data)
+        assert "baseline" not in derived.report_text(data) and "against" not in derived.report_text(data)
     assert "numbers differ: overall" in derived.report_text(data)
 
 
@@ -78,6 +81,14 @@ def test_a_rerun_is_compared_without_the_difference_to_a_baseline_that_it_is_its
     new = replace(old, score=old.score | {"delta": None, "delta_ci": None})
     assert derived.compare(old, new)["identical_scores"]
     assert not derived.compare(old, replace(new, score=new.score | {"final": 0.5}))["identical_scores"]
+
+
+def test_a_rerun_names_another_machine(origin):
+    """Another CPU explains other numbers. What one record does not say is no change."""
+    old = archive.read(origin.records / "c0001.h5")
+    assert old.versions["cpu"] == "model A" and old.versions["torch"] == "9"  # as the training job said, not the controller's own
+    compared = derived.compare(old, replace(old, versions=old.versions | {"cpu": "model B", "more": "1"}))
+    assert compared["versions_changed"] == {"cpu": ["model A", "model B"]}
 
 
 def test_a_rerun_with_other_weights_is_not_called_identical(origin):
@@ -128,6 +139,53 @@ def test_what_has_no_score_can_only_be_repeated(tmp_path):
     assert derived.plan("rerun", Campaign.open(root), "c0001", None, None).entry.cause == "raised"
 
 
+def call(*arguments, code=0):
+    result = CliRunner().invoke(cli.main, [str(a) for a in arguments])
+    assert result.exit_code == code, result.output
+    return result
+
+
+def test_records_alone_can_be_listed_verified_and_run_again(origin, tmp_path):
+    """A colleague's: no campaign.json, no config.yaml, no candidates."""
+    root = tmp_path / "theirs"
+    shutil.copytree(origin.records, root / "records")
+    assert "every record is whole" in call("archive", "verify", root).output
+    assert json.loads(call("leaderboard", root, "--json").stdout)["rows"] == views.leaderboard(origin)["rows"]
+    assert json.loads(call("show", root, "c0001", "--json").stdout)["proposal"] == files.read_json(
+        origin.candidates / "c0001" / "proposal.json")
+    assert "3 records indexed" in call("archive", "rebuild", root).output
+    made = derived.create("confirm", *reading.origin(root, "c0001"), 2, None)
+    assert made.root == root / "derived" / "confirm-c0001-1"
+    drive(made.root)
+    assert [e["name"] for e in archive_of(made.root).values()] == ["GRPO", archive.read(origin.records / "c0001.h5").name]
+    assert "which entry of" in call("rerun", root, code=2).stderr
+
+
+def test_one_record_can_be_verified_and_run_again_under_any_name(origin, tmp_path):
+    path = tmp_path / "best of all.h5"
+    shutil.copyfile(origin.records / "c0000.h5", path)
+    call("archive", "verify", path, code=1)  # it says that it was renamed
+    target = derived.create("rerun", *reading.origin(path, None), None, None)
+    assert target.root == tmp_path / "derived" / "rerun-c0000-1"
+    drive(target.root)
+    assert "bit for bit" in derived.report_text(derived.report("rerun", target))
+    assert derived.create("rerun", *reading.origin(path, "c0000"), None, None).root == target.root
+    assert "holds c0000, not c0001" in call("rerun", path, "c0001", code=2).stderr
+
+
+def test_a_campaign_without_its_candidates_can_be_looked_at(origin, tmp_path):
+    root = tmp_path / "c"
+    shutil.copytree(origin.root, root, ignore=lambda folder, names: [n for n in names if n in ("candidates", "inbox", "derived")])
+    data = json.loads(call("status", root, "--json").stdout)
+    assert [c["id"] for c in data["candidates"]] == ["c0000", "c0001", "c0002"]
+    shown, before = (json.loads(call("show", r, "c0001", "--json").stdout) for r in (root, origin.root))
+    before["reflection"].pop("written")
+    assert {k: v for k, v in shown.items() if k not in ("folder", "record", "attempts")} == {
+        k: v for k, v in before.items() if k not in ("folder", "record", "attempts")}
+    assert {a["name"] for a in shown["attempts"]} == {a["name"] for a in before["attempts"]} and shown["folder"] is None
+    assert "record       " in call("show", root, "c0001").output and "has no candidate c0009" in call("show", root, "c0009", code=2).stderr
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_for_real_on_two_ranks(tmp_path):
@@ -136,20 +194,15 @@ def test_for_real_on_two_ranks(tmp_path):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(data))
     root = tmp_path / "it's a \"campaign\"\nin $HOME"
 
-    def call(*arguments):
-        result = CliRunner().invoke(cli.main, [str(a) for a in arguments])
-        assert result.exit_code == 0, result.output
-        return result.stdout
-
     call("run", root, "--config", tmp_path / "config.yaml", "--cache-dir", tmp_path / "cache")
     assert left_over(root) == []
     trained = next(root.glob("candidates/c0001/attempts/train-s0-1"))
     assert {p.name for p in trained.glob("log*.out")} == {"log.out", "log-1.out"}
-    again = json.loads(call("rerun", root, "c0001", "--json"))["comparison"]
+    again = json.loads(call("rerun", root, "c0001", "--json").stdout)["comparison"]
     assert all(value for key, value in again.items() if key.startswith("identical")), again
     assert again["hashes_changed"] == [] and again["versions_changed"] == {}
-    confirmed = json.loads(call("confirm", root, "c0001", "--seeds", 1, "--json"))
+    confirmed = json.loads(call("confirm", root, "c0001", "--seeds", 1, "--json").stdout)
     assert sorted(r["id"] for r in confirmed["rows"] if r["outcome"] == "succeeded") == ["c0000", "c0001"]
     mechanisms = archive.read(root / "records" / "c0001.h5").proposal["mechanisms"]
-    ablated = json.loads(call("ablate", root, "c0001", "--json"))
+    ablated = json.loads(call("ablate", root, "c0001", "--json").stdout)
     assert len([r for r in ablated["rows"] if r["outcome"] == "succeeded"]) == 2 + len(mechanisms), ablated["rows"]

@@ -1,4 +1,5 @@
 """Whole files or none: kills, twins, torn lines, hostile names."""
+import errno
 import os
 import signal
 import subprocess
@@ -32,11 +33,14 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_nothing(tmp_path):
     assert os.listdir(tmp_path) == ["a.json"]
 
 
-def test_full_disk_keeps_the_old_file():
-    # /dev/full fails every write with ENOSPC; a folder on it cannot be had, so the failing write is the file's own.
-    with pytest.raises(OSError, match="No space left"), open("/dev/full", "wb") as f:
+def test_a_full_disk_is_named():
+    # /dev/full fails every write with ENOSPC.
+    with pytest.raises(OSError, match=r"No space left on device: 'a.json'") as error, files.naming("a.json"), open("/dev/full", "wb") as f:
         f.write(b"x" * 10)
         f.flush()
+    assert files.full(error.value) and not files.full(OSError(errno.ENOENT, "no such file"))
+    rust = Exception("Error while serializing: I/O error: No space left on device (os error 28)")  # safetensors 0.8
+    assert files.full(rust) and files.full(RuntimeError("Disk quota exceeded (os error 122)")) and not files.full(Exception("os error 2)"))
 
 
 def test_missing_is_none_and_corrupt_is_named(tmp_path):

@@ -12,7 +12,7 @@ from pathlib import Path
 import helpers_jobs as h
 import pytest
 
-from poise_hpc import files, isolation, jobs
+from poise_hpc import files, isolation, jobs, worker
 from poise_hpc.types import Outcome
 
 NASTY = "it's a \"job\" in\n$HOME %j-ünï-ço∂é"
@@ -306,9 +306,34 @@ def test_a_full_disk_is_an_infrastructure_error(tmp_path):
         attempt = h.write_job(disk / "a", "fills", str(disk / "a" / "big"))
         result = ended(start(attempt), attempt)
         assert result is None or (result["outcome"] == Outcome.INFRA_ERROR and "No space left" in result["message"])
+        assert result is None or result["cause"] in ("disk-full", "supervisor")  # whoever needs the room first
         assert (attempt / "result.json").exists() or not list(attempt.glob("result*"))  # whole or not at all
     finally:
-        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)  # its worker may be about to die
+
+
+def test_what_a_library_of_another_language_calls_a_full_disk(tmp_path, monkeypatch):
+    class SafetensorError(Exception):  # no OSError, as the real one
+        pass
+
+    def saves(job, attempt):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(worker, "work_of_a_test", saves, raising=False)
+    monkeypatch.setitem(worker.WORK, "train", "poise_hpc.worker:work_of_a_test")
+    result = worker.run({"kind": "train"}, tmp_path)
+    assert (result["outcome"], result["cause"]) == (Outcome.INFRA_ERROR, "disk-full") and "os error 28" in result["message"]
+
+
+def test_a_rendezvous_without_a_network_is_quiet():
+    """Its store cannot look up the name of the loopback address in there: no warning in the log of a run that is fine."""
+    prefix = isolation.network_prefix(1)
+    if not prefix:
+        pytest.skip("no network namespaces here")
+    code = "from poise_hpc import worker; worker.prepare_network(); import torch.distributed as d; d.init_process_group('gloo'); print('joined')"
+    env = os.environ | {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "POISE_JOB_NETWORK": "namespace"}
+    done = subprocess.run([*prefix, sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
+    assert (done.stdout, done.stderr) == ("joined\n", "")
 
 
 def _read(path: Path) -> str:

@@ -7,6 +7,7 @@ import pytest
 
 from poise_hpc.algorithms.load import MAX_BYTES, MAX_FILES, declared_mechanisms, load, manifest, read_package, write_seed_package
 from poise_hpc.algorithms.seeds import SEEDS, seed, source
+from poise_hpc.files import CorruptFile
 from poise_hpc.types import CandidateError
 
 TWO_FILES = {
@@ -103,6 +104,19 @@ def test_an_import_error_shows_the_candidates_lines_only(tmp_path):
     error = refused(write(tmp_path, {"algorithm.py": "from .helper import f\nALGORITHM = f()\n", "helper.py": "def f():\n    return 1 / 0\n"}))
     assert error.message.splitlines() == [
         "ZeroDivisionError: division by zero", "  algorithm.py:2 in <module>: ALGORITHM = f()", "  helper.py:2 in f: return 1 / 0"]
+
+
+@pytest.mark.parametrize(("edit", "says"), [
+    ({"algorithm.py": "import nowhere\n"}, "algorithm.py is not what its manifest says"), ({"helper.py": None}, "helper.py is missing"),
+    ({"torch.py": ""}, "torch.py does not belong to the package")])
+def test_an_edited_package_is_no_fault_of_the_candidates(tmp_path, edit, says):
+    """With a manifest, only its package is loaded; and what a person did to it is not the candidate's error."""
+    proposed = manifest(write(tmp_path, TWO_FILES))
+    assert load(tmp_path, proposed).clip == 0.3
+    for name, text in edit.items():
+        (tmp_path / name).unlink() if text is None else write(tmp_path, {name: text})
+    with pytest.raises(CorruptFile, match=says):
+        load(tmp_path, proposed)
 
 
 @pytest.mark.parametrize("text", ["X = 1\n", "ALGORITHM = 3\n", "from poise_hpc.algorithms.grpo import GRPO\nALGORITHM = GRPO\n"])

@@ -10,7 +10,7 @@ from helpers_text import generated, math_options, model_folder, problem_sets, wr
 
 from poise_hpc import config as configuration
 from poise_hpc import data
-from poise_hpc.tasks.base import load_task
+from poise_hpc.tasks.base import file_sha256, load_task
 from poise_hpc.tasks.math import Math
 from poise_hpc.tasks.text import read_template
 from poise_hpc.types import PoiseError, UsageError
@@ -191,6 +191,11 @@ def test_wrong_models(folders, tmp_path):
         Math(math_options(folders[1]), {"path": str(tmp_path)})
     with pytest.raises(UsageError, match="no token '<end>'"):
         make(folders, eos_token="<end>").eos_id
+
+
+def test_the_vocabulary_names_the_tokenizer_by_its_content(task):
+    found = task.vocabulary()
+    assert found["tokenizer"] == task.folder.name and found["files"]["tokenizer.json"] == file_sha256(task.folder / "tokenizer.json")
 
 
 def test_eos_and_pad(folders, task):

@@ -92,7 +92,7 @@ def campaign_with(root, runs):
             files.append_line(folder / "curves.jsonl", {"length": 10.0, "trained_rows": 64, "groups_sampled": 16})
             files.append_line(folder / "timings.jsonl", {"step": step})
         files.write_json(folder / "result.json", {
-            "outcome": "succeeded", "cause": "", "restart": 0, "ranks": 1, "run_seconds": rollout + update + 5.0,
+            "outcome": "succeeded", "cause": "", "message": "", "restart": 0, "ranks": 1, "run_seconds": rollout + update + 5.0,
             "payload": {"steps": 2, "timings": {"rollout": rollout, "grade": 0.0, "wall": rollout + update}}})
     return campaign
 
@@ -148,6 +148,10 @@ def test_command_exit_codes_and_json(tmp_path, qwen):
     assert json.loads(refused.stdout)["memory"]["fits"] is False
     lab = CliRunner().invoke(main, ["plan", str(CONFIGS / "tiny.yaml")])
     assert lab.exit_code == 0 and "it fits into 8 GiB" in lab.stdout and "assumed:" in lab.stdout
+    assert CliRunner().invoke(main, ["plan", "--config", str(CONFIGS / "tiny.yaml")]).stdout == lab.stdout  # as `run` has it
+    for twice in ([], [str(CONFIGS / "tiny.yaml"), "--config", str(CONFIGS / "tiny.yaml")]):
+        refused = CliRunner().invoke(main, ["plan", *twice])
+        assert refused.exit_code == 2 and "plan needs one of CONFIG, --config CONFIG and CAMPAIGN" in refused.stderr
 
 
 def test_a_model_that_is_not_there_is_named():

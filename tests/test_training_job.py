@@ -60,6 +60,8 @@ def test_what_a_run_leaves(undisturbed):
     assert {"reward", "acc", "valid", "truncated", "length", "entropy", "kl_old", "clip_fraction", "gradient_norm", "zero_variance",
             "advantage_mean", "advantage_std", "advantage_max", "ess", "trained_rows", "loss", "components"} <= rows[0].keys()
     assert payload["snapshots"] == {"0.34": "snapshots/step-000002", "1": "snapshots/step-000006"} and payload["steps"] == 6
+    assert payload["versions"]["cpu"] and payload["versions"]["cpu_capability"] == torch.backends.cpu.get_cpu_capability()
+    assert payload["versions"]["threads"] == "1"
     assert sorted(p.name for p in (undisturbed / "snapshots").iterdir()) == ["step-000002", "step-000006"]
     assert not (undisturbed / "checkpoints").exists()  # the run is over
     assert sum(1 for _ in files.read_lines(undisturbed / "timings.jsonl")) == 6 and payload["timings"]["wall"] > 0
@@ -190,6 +192,12 @@ def test_a_package_that_does_not_import_is_the_candidates_fault(stopped, tmp_pat
     spec = json.loads((stopped / "job.json").read_text()) | {"package": str(tmp_path)}
     with pytest.raises(CandidateError):
         job.run(spec, tmp_path)
+
+
+def test_no_other_code_is_trained_than_was_proposed(tmp_path):
+    (tmp_path / "algorithm.py").write_text(h.PACKAGE)
+    with pytest.raises(files.CorruptFile, match="algorithm.py is not what its manifest says"):
+        job.make_trainer(h.make_config(), {"package": str(tmp_path), "manifest": {"algorithm.py": "0" * 64}}, None)
 
 
 def held() -> int:

@@ -12,7 +12,7 @@ from helpers_lab import silent, tiny
 from poise_hpc.tasks import base, cache, chain_model
 from poise_hpc.tasks.base import Problem, load_task, run_prepare, weights_sha256
 from poise_hpc.tasks.cache import prepared_model
-from poise_hpc.tasks.chain import FACTS, ID, MAX_NEW_TOKENS, PROMPT_TOKENS, Chain, Mix, fact, purpose_of
+from poise_hpc.tasks.chain import FACTS, ID, MAX_NEW_TOKENS, PROMPT_TOKENS, SYMBOLS, Chain, Mix, fact, purpose_of
 from poise_hpc.tasks.chain_model import STYLES, ModelOptions, tokens, trace, warm_start, wrong_table
 from poise_hpc.types import PoiseError
 
@@ -217,7 +217,8 @@ def test_prepare_job_for_a_given_folder(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"x")
     config["model"] = {"source": "path", "path": str(tmp_path)}
     payload = run_prepare({"config": config}, tmp_path)
-    assert payload == {"model": str(tmp_path), "model_sha256": weights_sha256(tmp_path), "data_sha256": load_task(tiny()).data_sha256()}
+    assert payload == {"model": str(tmp_path), "model_sha256": weights_sha256(tmp_path), "data_sha256": load_task(tiny()).data_sha256(),
+                       "vocabulary": {"symbols": list(SYMBOLS)}}
 
 
 @pytest.mark.parametrize("missing, message", [("config.json", "no Hugging Face model folder"), ("model.safetensors", "no \\*.safetensors")])

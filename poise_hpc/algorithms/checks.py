@@ -22,7 +22,7 @@ from ..types import CandidateError
 from . import gate, probes
 from .base import NEEDS, Algorithm, Mechanism, Reduction
 from .digest import digest
-from .load import blame, load
+from .load import blame, load, verify
 from .probes import Broken, Update
 from .response import response_report
 
@@ -69,10 +69,11 @@ def run(job: dict[str, Any], attempt_dir: Path) -> dict[str, Any]:
     """The check job: static gate, import, checks. CandidateError with every failing message; checks.json in any case."""
     package = Path(job["package"])
     payload: dict[str, Any] = {"checks": [], "versions": {"torch": torch.__version__}}
+    verify(package, job.get("manifest"))
     try:
         if findings := gate.check_package(package):
             raise CandidateError("gate", "\n".join(str(f) for f in findings))
-        algorithm = load(package)
+        algorithm = load(package, job.get("manifest"))
         results = run_checks(algorithm, package_dir=package)
         payload["checks"] = [asdict(r) for r in results]
         if failed := [f"{r.name}: {r.message}" for r in results if not r.passed]:

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import syntax
-from ..types import CandidateError
+from ..files import CorruptFile, read_listed
+from ..types import RESTORE_CODE, CandidateError
 from . import seeds
 
 if TYPE_CHECKING:
@@ -46,6 +47,14 @@ def manifest(package_dir: Path) -> dict[str, str]:
     return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in read_package(package_dir).items()}
 
 
+def verify(package_dir: Path, wanted: Mapping[str, str] | None) -> None:
+    """CorruptFile unless the package is the one of that manifest (None: any will do). An edit is nobody's algorithm, so no CandidateError."""
+    if wanted is not None:
+        read_listed(package_dir, wanted, RESTORE_CODE)
+        if more := sorted({p.name for p in package_dir.glob("*.py")} - wanted.keys()):
+            raise CorruptFile(f"{package_dir / more[0]} does not belong to the package: its manifest has {', '.join(sorted(wanted))}. Remove it")
+
+
 def declared_mechanisms(files: Mapping[str, str]) -> tuple[str, ...]:
     """Names in the package's `mechanisms = (Mechanism("name", ...), ...)`, read and not run; () where they are not written out."""
     try:
@@ -65,13 +74,15 @@ def write_seed_package(name: str, package_dir: Path) -> None:
     (package_dir / "algorithm.py").write_text(seeds.source(name))
 
 
-def load(package_dir: Path) -> Algorithm:
-    """The package's ALGORITHM. Imports run; whatever they raise is a CandidateError with the candidate's own frames.
+def load(package_dir: Path, wanted: Mapping[str, str] | None = None) -> Algorithm:
+    """The package's ALGORITHM; of the package that the manifest `wanted` describes, if it is given. Imports run; whatever they
+    raise is a CandidateError with the candidate's own frames.
 
     Every call makes modules of its own, so that two packages, or two versions of one, live side by side.
     """
     from .base import Algorithm
 
+    verify(package_dir, wanted)
     package = f"poise_candidate_{next(_serial)}"
     finder = _Finder(package, package_dir.resolve(), read_package(package_dir))
     sys.modules[package] = root = types.ModuleType(package)

@@ -11,20 +11,21 @@ from .driving import drive, held_exit
 
 
 def derived(kind: str, text: str, config_needed: bool = False) -> click.Command:
+    alone = kind == "rerun"  # needs no more than the entry's record
+
     @click.command(name=kind, help=text)
-    @campaign_argument
-    @click.argument("candidate", type=CANDIDATE)
+    @click.argument("campaign", type=click.Path(path_type=Path) if alone else FOLDER, metavar="CAMPAIGN|FILE.h5" if alone else "CAMPAIGN")
+    @click.argument("candidate", type=CANDIDATE, required=not alone)
     @click.option("--seeds", type=click.IntRange(1), help="Number of paired training seeds.")
     @click.option("--config", "config_file", type=FILE, required=config_needed, help="Another setting to run in.")
     @site_option
     @dry_run_option
     @as_json
-    def command(campaign: Path, candidate: str, seeds: int | None, config_file: Path | None, site_file: Path | None, dry_run: bool,
+    def command(campaign: Path, candidate: str | None, seeds: int | None, config_file: Path | None, site_file: Path | None, dry_run: bool,
                 as_json: bool) -> None:
-        from .. import derived, standalone
-        from ..campaign import Campaign
+        from .. import derived, reading, standalone
 
-        origin = Campaign.open(campaign)
+        origin, candidate = reading.origin(campaign, candidate)
         if dry_run:
             planned = derived.plan(kind, origin, candidate, seeds, config_file)
             return emit(standalone.submissions(planned.root, planned.config, site_file, origin.root), as_json, standalone.dry_run_text)
@@ -36,7 +37,8 @@ def derived(kind: str, text: str, config_needed: bool = False) -> click.Command:
     return command
 
 
-rerun = derived("rerun", "Repeat an entry from its record alone. Trains and evaluates again, and compares the numbers.")
+rerun = derived("rerun", "Repeat an entry from its record alone. Trains and evaluates again, and compares the numbers. CAMPAIGN may hold no more than "
+                "records/, or be one record's file.")
 confirm = derived("confirm", "A winner on fresh seeds and unseen prompts. Against the baseline; selection never saw the prompts.")
 ablate = derived("ablate", "A winner with each of its mechanisms switched off. In turn, on paired seeds.")
 transfer = derived("transfer", "A winner against the baseline in another setting. Which one says --config.", config_needed=True)

@@ -1,6 +1,7 @@
 """What all commands share: errors as one line and an exit code, `--json`, argument types."""
 from __future__ import annotations
 
+import errno
 import json
 import re
 import sys
@@ -10,6 +11,7 @@ from typing import Any
 
 import click
 
+from .. import files
 from ..types import PoiseError, UsageError
 
 HELD = 3
@@ -53,7 +55,7 @@ class Group(click.Group):
         except BrokenPipeError:  # `| head`: click's own affair
             raise
         except (PoiseError, OSError) as error:
-            click.echo(f"error: {error}", err=True)
+            click.echo(f"error: {explained(error)}", err=True)
             sys.exit(1)
 
     def under(self, topic: str, *commands: click.Command) -> None:
@@ -66,6 +68,14 @@ class Group(click.Group):
         for topic, commands in self.topics.items():
             with formatter.section(topic):
                 formatter.write_dl([(str(c.name).ljust(width), c.get_short_help_str(200)) for c in commands])
+
+
+def explained(error: Exception) -> str:
+    """What the system says of a full or read-only disk, with the way out."""
+    if isinstance(error, OSError) and error.filename is not None and (files.full(error) or error.errno == errno.EROFS):
+        cure = "Make room there" if files.full(error) else "Make that place writable"
+        return f"{error.strerror}: {error.filename} cannot be written. {cure} and give the same command again: nothing is lost"
+    return str(error)
 
 
 campaign_argument = click.argument("campaign", type=FOLDER)

@@ -112,8 +112,8 @@ def stop_on_signal(controller: Any) -> None:
     """Ctrl-C, TERM and a closed terminal: ask this host's jobs to save and stop (a scheduler's go on), then leave. The next `run` goes on from there."""
     def leave(number: int, frame: Any) -> None:
         running = [controller.submitted(a) for _, a in controller.in_flight()] if controller.cluster.on_this_host else []
-        controller.cluster.cancel(running)
-        controller.event("campaign", "stopped", f"by signal {number}; {len(running)} jobs asked to save and stop")
+        asked = controller.cluster.cancel(running) or 0
+        controller.event("campaign", "stopped", f"by signal {number}; {asked} jobs asked to save and stop")
         raise SystemExit(128 + number)
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -126,8 +126,7 @@ class Progress:
 
     def __init__(self, campaign: Any, quiet: bool, every_s: float = 5.0):
         self.campaign, self.quiet, self.every_s = campaign, quiet, every_s
-        self.last = self.begun = time.monotonic()
-        self.archived_at_start: int | None = None
+        self.last = time.monotonic()
 
     def __call__(self) -> None:
         now = time.monotonic()
@@ -138,11 +137,7 @@ class Progress:
 
         data = views.status(self.campaign, spending=False)
         b = data["budget"]
-        if self.archived_at_start is None:
-            self.archived_at_start = b["archived"]
-        done = b["archived"] - self.archived_at_start
-        left = b["expected"] - b["archived"]
-        eta = f"  campaign ETA {(now - self.begun) * left / done / 60:.1f} min" if done else ""
+        eta = f"  campaign ETA {b['eta_s'] / 60:.1f} min" if b["eta_s"] is not None else ""
         jobs = "; ".join(views.progress_text(r) for r in data["running"])
         click.echo(f"  .. archived {b['archived']}/{b['expected']}{eta}  |  {jobs}")
 

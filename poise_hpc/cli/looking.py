@@ -49,10 +49,9 @@ def watch(campaign: Path, every: float, as_json: bool) -> None:
 @as_json
 def leaderboard(campaign: Path, as_json: bool) -> None:
     """Archived candidates by score, against the baseline. With intervals over training seeds, paired in the difference."""
-    from .. import views
-    from ..campaign import Campaign
+    from .. import reading, views
 
-    emit(views.leaderboard(Campaign.open(campaign)), as_json, views.leaderboard_text)
+    emit(views.leaderboard(reading.open_any(campaign)), as_json, views.leaderboard_text)
 
 
 @click.command()
@@ -61,10 +60,9 @@ def leaderboard(campaign: Path, as_json: bool) -> None:
 @as_json
 def show(campaign: Path, candidate: str, as_json: bool) -> None:
     """Everything about one candidate. Proposal, why this parent, score, reflection, attempts."""
-    from .. import views
-    from ..campaign import Campaign
+    from .. import reading, views
 
-    emit(views.show(Campaign.open(campaign), candidate), as_json, views.show_text)
+    emit(views.show(reading.open_any(campaign), candidate), as_json, views.show_text)
 
 
 @click.command()

@@ -6,15 +6,17 @@ from pathlib import Path
 
 import click
 
-from .common import as_json, emit, site_option
+from ..types import UsageError
+from .common import FILE, as_json, emit, site_option
 
 
 @click.command()
-@click.argument("target", type=click.Path(exists=True, path_type=Path), metavar="CONFIG|CAMPAIGN")
+@click.argument("target", type=click.Path(exists=True, path_type=Path), metavar="CONFIG|CAMPAIGN", required=False)
+@click.option("--config", "config_file", type=FILE, help="The same as CONFIG, as `run` has it.")
 @site_option
 @click.option("--model", type=click.Path(exists=True, path_type=Path), help="Hugging Face folder or config.json, instead of the config's model; weights are not needed.")
 @as_json
-def plan(target: Path, site_file: Path | None, model: Path | None, as_json: bool) -> None:
+def plan(target: Path | None, config_file: Path | None, site_file: Path | None, model: Path | None, as_json: bool) -> None:
     """What it will need and cost: memory of a rank line by line, seconds and GPU-hours.
 
     Of a campaign, corrected by what its own runs took. Exit code 2: it cannot fit; the cheapest ways out are named."""
@@ -23,6 +25,10 @@ def plan(target: Path, site_file: Path | None, model: Path | None, as_json: bool
     from ..campaign import Campaign
     from ..planning import plan as planning
 
+    if (target is None) == (config_file is None):
+        raise UsageError("plan needs one of CONFIG, --config CONFIG and CAMPAIGN: `poise-hpc plan configs/demo.yaml`")
+    target = target or config_file
+    assert target is not None
     campaign = Campaign.open(target) if target.is_dir() else None
     config = campaign.config if campaign else configuration.load(target)
     kept = target / "site.yaml"

@@ -12,17 +12,18 @@ REPLACE = click.option("--replace", is_flag=True, help="Another content under a 
 
 
 @click.command()
-@campaign_argument
+@click.argument("campaign", type=click.Path(exists=True, path_type=Path), metavar="CAMPAIGN|FILE.h5")
 @as_json
 def verify(campaign: Path, as_json: bool) -> None:
-    """Read every record and compare its content with its hash."""
-    from ..archive import verify_campaign
-    from ..campaign import Campaign
+    """Read every record and compare its content with its hash. A folder with records/ will do, or one record's file."""
+    from .. import archive
 
-    problems = verify_campaign(Campaign.open(campaign).root)
+    found = archive.verify(campaign) if campaign.is_file() else []
+    problems = ({campaign.stem: found} if found else {}) if campaign.is_file() else archive.verify_campaign(campaign)
     emit({"campaign": str(campaign), "problems": problems}, as_json,
          lambda d: "\n".join(f"{id}: {text}" for id, texts in d["problems"].items() for text in texts) +
-         ("\nmove a damaged record away, and `poise-hpc run` writes it again from the candidate's folder" if d["problems"] else "every record is whole"))
+         ("\nmove a damaged record away, and `poise-hpc run` writes it again from the candidate's folder, if that is still there "
+          "(one that the index does not know yet it sets aside by itself)" if d["problems"] else "every record is whole"))
     sys.exit(1 if problems else 0)
 
 
@@ -32,9 +33,8 @@ def verify(campaign: Path, as_json: bool) -> None:
 def rebuild(campaign: Path, as_json: bool) -> None:
     """Make index.h5 anew from the records."""
     from ..archive import rebuild as rebuild_index
-    from ..campaign import Campaign
 
-    view = rebuild_index(Campaign.open(campaign).root)
+    view = rebuild_index(campaign)
     emit({"indexed": len(view.entries), "problems": view.problems}, as_json,
          lambda d: "\n".join([f"{d['indexed']} records indexed", *(f"{id}: {text}" for id, text in d["problems"].items())]))
     sys.exit(1 if view.problems else 0)

@@ -125,6 +125,10 @@ class Chain:
     def show(self, tokens: Sequence[int]) -> str:
         return "".join(SYMBOLS[t] if 0 <= t < len(SYMBOLS) else "?" for t in tokens)
 
+    def vocabulary(self) -> dict[str, Any]:
+        """How to read a record's completions: token t is `symbols[t]`."""
+        return {"symbols": list(SYMBOLS)}
+
     def model_recipe(self) -> dict[str, Any]:
         sources = {name: hashlib.sha256((Path(__file__).parent / name).read_bytes()).hexdigest()
                    for name in ("chain.py", "chain_model.py")}

@@ -106,6 +106,10 @@ class TextTask:
         """Completions as the verifier reads them: without special tokens."""
         return self.tokenizer.batch_decode([list(c) for c in completions], skip_special_tokens=True)
 
+    def vocabulary(self) -> dict[str, Any]:
+        """How to read a record's completions: with the tokenizer of these files, from the model folder of that name."""
+        return {"tokenizer": self.folder.resolve().name, "files": self.prompt_hashes()["tokenizer"]}
+
     # --- marks
 
     def mark(self, correct: bool, valid: bool, truncated: bool, tokens: int, **more: float) -> Grade:

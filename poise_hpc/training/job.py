@@ -6,6 +6,7 @@ folder; resumes from the newest whole checkpoint of this or an earlier attempt.
 from __future__ import annotations
 
 import platform
+import re
 import shutil
 import time
 from importlib.metadata import version
@@ -96,7 +97,7 @@ def make_trainer(config: Config, job: dict[str, Any], ranks: Any) -> Any:
             raise PoiseError(f"the model {job['model']} lacks {', '.join(sorted(info['missing_keys'])[:5])}: it is not whole")
         return Policy(model, config.rollout.temperature, config.train.share_prompt, recompute)
 
-    algorithm = load(Path(job["package"]))
+    algorithm = load(Path(job["package"]), job.get("manifest"))
     engine = Engine(policy(config.train.gradient_checkpointing), config.train, config.model.dtype, ranks, sampled=config.rollout.engine == "hf")
     reference = policy(False).requires_grad_(False) if "ref_logp" in algorithm.needs else None
     task = load_task(config, job.get("data_sha256"))
@@ -156,4 +157,10 @@ def total_timing(attempt: Path) -> dict[str, float]:
 
 
 def versions() -> dict[str, str]:
-    return {"python": platform.python_version(), **{name: version(name) for name in ("poise_hpc", "torch", "transformers", "deepspeed")}}
+    """Of software and machine: another CPU rounds differently, by its vector width and number of threads."""
+    import torch
+
+    cpu = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return {"python": platform.python_version(), **{name: version(name) for name in ("poise_hpc", "torch", "transformers", "deepspeed")},
+            "cpu": cpu[1] if cpu else platform.machine(), "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+            "threads": str(torch.get_num_threads()), "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else ""}

@@ -1,0 +1,38 @@
+"""What a person reads: intervals, verdicts."""
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from helpers_archive import row, score
+
+from poise_hpc import recording, views
+from poise_hpc.types import Outcome
+
+
+@pytest.mark.parametrize(("value", "ci", "sign", "text"), [
+    (None, None, False, "-"), (27.44, None, False, "27.4"), (27.4, (20.0, 34.8), False, "27.4 [20.0, 34.8]"),
+    (2.0, (-3.1, 7.1), False, "2.0 [0.0, 7.1]"), (99.0, (97.0, 101.0), False, "99.0 [97.0, 100.0]"),  # a score lies within 0..100
+    (2.0, (-3.1, 7.1), True, "+2.0 [-3.1, 7.1]")])  # a difference does not
+def test_intervals(value, ci, sign, text):
+    assert views.interval(value, ci, sign) == text
+
+
+def compared(delta, ci, **more):
+    return replace(row("c0001", 50.0), score=replace(score(50.0), delta=delta, delta_ci=ci), **more)
+
+
+@pytest.mark.parametrize(("entry", "said", "logged"), [
+    (row("c0000", 50.0), "-", "(4 seeds)"),
+    (compared(0.0, (0.0, 0.0)), "scores as c0000, on every seed", "the same on every seed"),
+    (compared(0.0, (-1.0, 1.0)), "undecided", "undecided"), (compared(0.0, None), "undecided", "undecided"),
+    (row("c0001", None), "failed: nonfinite-loss", "failed: nonfinite-loss")])
+def test_verdicts(entry, said, logged):
+    assert views.verdict(views.archived_row(entry)) == said
+    assert recording.headline(entry).endswith(logged)
+
+
+def test_the_leaderboard_of_entries_that_failed_has_no_verdict_of_its_own():
+    rows = [{"rank": 1, **views.archived_row(row("c0000", None))}, {"rank": 2, **views.archived_row(compared(1.0, (0.5, 1.5), outcome=Outcome.SUCCEEDED))}]
+    text = views.leaderboard_text({"rows": rows, "score": "curve", "campaign": "c", "records": "c/records", "start": None})
+    assert text.splitlines()[1].split()[-1] == "-" and "+1.0 [0.5, 1.5]" in text and "cut to 0..100" in text
