@@ -4,7 +4,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from .config import Agent
+from .agent_config import Agent
 from .isolation import SECRET
 from .types import UsageError
 

@@ -1,37 +1,20 @@
-"""The campaign's configuration: typed, strict, every default in this file. Units stand in the names.
-
-YAML must match: an unknown key, a wrong type or an impossible value is a `UsageError` that names the key and,
-for a misspelling, the key that was probably meant. `resolve` writes out every default, so that a campaign's
-frozen `config.yaml` holds the whole truth.
+"""The campaign's configuration: typed, strict (section.py), every default in this file, the agent's in agent_config.py. Units
+stand in the names. `dump` writes out every default, so that a campaign's frozen `config.yaml` holds the whole truth.
 """
 from __future__ import annotations
 
-import difflib
-import os
 import re
-from collections.abc import Iterator
 from math import ceil
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from . import strict_yaml
-from .types import UsageError
+from . import settings
+from .agent_config import Agent
+from .section import Fraction, Positive, Section, Seed, Tuple, validate
 
-LARGEST = 1e15                      # of any number: what is computed from it, e.g. seconds from minutes, stays one
 NAME = r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,31}"  # becomes part of file names, and 32 bytes in a record
-Positive = Annotated[int, Field(ge=1, le=10**9)]
-Seed = Annotated[int, Field(ge=0, lt=2**31)]
-Fraction = Annotated[float, Field(gt=0, le=1)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-M = TypeVar("M", bound=Section)
 
 
 class Task(Section):
@@ -86,7 +69,7 @@ class Train(Section):
     microbatch_tokens: Positive = 65536  # prompt + completion tokens in one forward, at most (one completion always fits)
     learning_rate: Annotated[float, Field(gt=0)] = 3e-4
     warmup_steps: Annotated[int, Field(ge=0)] = 0
-    betas: tuple[float, float] = (0.9, 0.99)
+    betas: Annotated[tuple[float, float], Tuple] = (0.9, 0.99)
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     gradient_clip: Annotated[float, Field(gt=0)] = 1.0
     zero_stage: Literal[0, 1, 2, 3] = 0
@@ -105,11 +88,6 @@ class Train(Section):
             if key in given:
                 raise ValueError(f"{key!r} is generated: set {instead} instead")
         return value
-
-    @field_validator("betas", mode="before")
-    @classmethod
-    def _pair(cls, value: Any) -> Any:
-        return tuple(value) if isinstance(value, list) else value
 
 
 class Benchmark(Section):
@@ -176,7 +154,7 @@ class Search(Section):
     proposer: Literal["offline", "llm"] = "offline"
     baseline: str = "grpo"              # a seed algorithm, or a package folder: what everything is paired with
     candidates: Annotated[int, Field(ge=0)] = 7  # that the proposer makes; the baseline and added ones come on top
-    train_seeds: tuple[Seed, ...] = (0, 1)  # paired: every candidate trains on the same ones
+    train_seeds: Annotated[tuple[Seed, ...], Tuple] = (0, 1)  # paired: every candidate trains on the same ones
     window: Positive | None = None      # candidates in flight at most; None: 4, if asynchronous what keeps the slots busy
     asynchronous: bool = False          # False: candidate k waits for 1 .. k - window and sees exactly those, on any machine
                                         # True: it waits for nobody and sees what is archived then, so the order of jobs counts
@@ -185,11 +163,6 @@ class Search(Section):
     acquisition: Acquisition = Acquisition()
     directive: str | None = None        # a researcher's sentence
 
-    @field_validator("train_seeds", mode="before")
-    @classmethod
-    def _tuple(cls, value: Any) -> Any:
-        return tuple(value) if isinstance(value, list) else value
-
     @field_validator("train_seeds")
     @classmethod
     def _distinct(cls, value: tuple[int, ...]) -> tuple[int, ...]:
@@ -197,75 +170,10 @@ class Search(Section):
             raise ValueError(f"needs at least one seed, all distinct, got {list(value)}")
         return value
 
-
     def width(self, slots: int) -> int:
         """Candidates in flight at most, where `slots` jobs run at once. Half as many again as fill them: some are being checked or reflected on."""
         filling = ceil(1.5 * slots / len(self.train_seeds)) if self.asynchronous else 0
         return self.window or max(4, filling)
-
-
-class Price(Section):
-    """Currency units per million tokens."""
-
-    prompt: Annotated[float, Field(ge=0)]
-    completion: Annotated[float, Field(ge=0)]
-
-
-OPERATORS = ("propose", "implement", "repair", "review", "reflect", "synthesize")
-
-
-class Agent(Section):
-    """The LLM behind `search.proposer: llm`, see docs/AGENT.md. It says where the key is, never the key."""
-
-    base_url: str = "http://127.0.0.1:8000/v1"  # any OpenAI-compatible endpoint
-    base_url_file: str | None = None            # instead: a file with the address, as slurm/vllm-server.sbatch writes it
-    api_key_file: str | None = None             # one line, readable by its owner only
-    api_key_env: str | None = None              # name of a variable of the login node
-    models: dict[str, tuple[str, ...]] = {}     # operator or "default" -> a model, then its fallbacks
-    temperature: Annotated[float, Field(ge=0)] | None = 1.0  # None: the server's own
-    max_tokens: Positive = 16384                # of one reply, reasoning included
-    context_tokens: Positive | None = None      # of the model, prompt and reply; longer prompts are cut down. None: when it says so
-    max_tokens_key: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"  # what the server calls it
-    timeout_s: Annotated[float, Field(gt=0)] = 600.0         # silence of the server
-    max_attempts: Positive = 6                  # per model, on 408, 429, 5xx, timeouts and lost connections
-    backoff_s: Annotated[float, Field(gt=0)] = 2.0           # before attempt 2; doubles
-    backoff_max_s: Annotated[float, Field(gt=0)] = 120.0
-    max_parallel: Positive = 4                  # requests in flight
-    requests_per_min: Annotated[float, Field(gt=0)] | None = None
-    prices: dict[str, Price] = {}               # by model
-    budget_cost: Annotated[float, Field(ge=0)] | None = None   # currency units of `prices`, whole campaign
-    budget_tokens: Annotated[int, Field(ge=0)] | None = None   # prompt + completion, whole campaign
-    proposals: Positive = 3                     # ideas per call
-    duplicate_rounds: Annotated[int, Field(ge=0)] = 2        # times that duplicates go back
-    repair_rounds: Annotated[int, Field(ge=0)] = 3           # times that code goes back to its author
-    synthesize_every: Positive = 8              # candidates between two revisions of the living notes
-    cards: tuple[str, ...] = ()                 # folders with the user's own literature cards
-
-    @field_validator("cards", mode="before")
-    @classmethod
-    def _tuple(cls, value: Any) -> Any:
-        return tuple(value) if isinstance(value, list) else value
-
-    @field_validator("models", mode="before")
-    @classmethod
-    def _models(cls, value: Any) -> Any:
-        return {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()} if isinstance(value, dict) else value
-
-    @model_validator(mode="after")
-    def _check(self) -> Agent:
-        for operator, models in self.models.items():
-            if operator not in (*OPERATORS, "default"):
-                raise ValueError(f"models: {operator!r} is not an operator; known: {', '.join(OPERATORS)}, default")
-            if not models or len(set(models)) != len(models):
-                raise ValueError(f"models: {operator!r} needs at least one model, each named once, got {list(models)}")
-        used = {m for models in self.models.values() for m in models}
-        if self.budget_cost is not None and (unpriced := used - self.prices.keys()):
-            raise ValueError(f"budget_cost needs a price for every model; missing: {', '.join(sorted(unpriced))}")
-        if self.context_tokens is not None and self.context_tokens <= self.max_tokens:
-            raise ValueError(f"context_tokens ({self.context_tokens}) leaves nothing for a prompt beside max_tokens ({self.max_tokens})")
-        if self.api_key_file and self.api_key_env:
-            raise ValueError("give 'api_key_file' or 'api_key_env', not both")
-        return self
 
 
 class Rung(Section):
@@ -287,12 +195,7 @@ class Rung(Section):
 class Screen(Section):
     """What a candidate passes before its training is whole; empty: nothing. See docs/SCREENING.md."""
 
-    rungs: tuple[Rung, ...] = ()
-
-    @field_validator("rungs", mode="before")
-    @classmethod
-    def _tuple(cls, value: Any) -> Any:
-        return tuple(value) if isinstance(value, list) else value
+    rungs: Annotated[tuple[Rung, ...], Tuple] = ()
 
 
 class Budget(Section):
@@ -389,89 +292,6 @@ def parse(data: Any, where: str = "config") -> Config:
     return validate(Config, data, where)
 
 
-def validate(model: type[M], data: Any, where: str) -> M:
-    """`model` from plain data; UsageError naming the key otherwise."""
-    if data is None:
-        data = {}
-    if not isinstance(data, dict):
-        raise UsageError(f"{where}: a mapping of sections was wanted, got {type(data).__name__}")
-    if odd := next(_odd_numbers(data), None):
-        raise UsageError(f"{where}: '{odd[0]}': a finite number below {LARGEST:g} was wanted, got {str(odd[1])[:24]}")
-    try:
-        return model.model_validate(data)
-    except ValidationError as error:
-        raise UsageError("\n".join(f"{where}: {_explain(model, e)}" for e in error.errors())) from None
-
-
-def _odd_numbers(data: Any, key: str = "") -> Iterator[tuple[str, float]]:
-    """(key, value) of every number that is infinite, NaN or absurd, also among what a section passes on unread."""
-    if isinstance(data, dict | list | tuple):
-        for name, value in data.items() if isinstance(data, dict) else enumerate(data):
-            yield from _odd_numbers(value, f"{key}.{name}" if key else str(name))
-    elif isinstance(data, float) and not abs(data) < LARGEST or isinstance(data, int) and abs(data) >= LARGEST:
-        yield key, data
-
-
 def load(path: Path) -> Config:
     """Config from a YAML file. What its key `base` names (a file, or a list of files, relative to it) is read first and overlaid."""
-    return parse(read(path), str(path))
-
-
-def read(path: Path) -> dict[str, Any]:
-    """Plain data of a YAML file over its `base`, if it names one."""
-    return _read(path, ())
-
-
-def overlay(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
-    """`change` over `base`, section by section; lists and benchmark tables are replaced whole."""
-    out = dict(base)
-    for key, value in change.items():
-        both = isinstance(value, dict) and isinstance(out.get(key), dict) and key != "benchmarks"
-        out[key] = overlay(out[key], value) if both else value
-    return out
-
-
-def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    path = Path(os.path.abspath(path))
-    if path in seen:
-        raise UsageError(f"{path}: 'base' leads back to itself")
-    try:
-        data = strict_yaml.load(path.read_text())
-    except FileNotFoundError:
-        raise UsageError(f"{path}: no such file" + (f"; {seen[-1]} names it as its 'base'" if seen else "")) from None
-    except IsADirectoryError:
-        raise UsageError(f"{path} is a folder; a YAML file was wanted") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read ({error})") from None
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path}: not valid YAML: {error}") from None
-    if data is None:
-        data = {}
-    if not isinstance(data, dict):
-        raise UsageError(f"{path}: a mapping of sections was wanted, got {type(data).__name__}")
-    bases, under = data.pop("base", None) or [], {}
-    for base in [bases] if isinstance(bases, str) else bases:
-        under = overlay(under, _read(path.parent / base, (*seen, path)))
-    return overlay(under, data)
-
-
-def _explain(model: type[Section], error: Any) -> str:
-    key = ".".join(str(part) for part in error["loc"])
-    match error["type"]:
-        case "extra_forbidden":
-            close = difflib.get_close_matches(str(error["loc"][-1]), _fields(model, error["loc"][:-1]), n=1)
-            parent = "".join(f"{part}." for part in error["loc"][:-1])
-            return f"unknown key '{key}'" + (f"; did you mean '{parent}{close[0]}'?" if close else
-                                             f"; known here: {', '.join(_fields(model, error['loc'][:-1]))}")
-        case "missing":
-            return f"'{key}' is missing"
-        case "value_error":
-            return (f"'{key}': " if key else "") + str(error["ctx"]["error"])
-    return f"'{key}': {error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']!r}"
-
-
-def _fields(model: Any, loc: tuple[Any, ...]) -> list[str]:
-    for part in loc:
-        field = model.model_fields.get(part) if hasattr(model, "model_fields") else None
-        model = field.annotation if field else next((a for a in get_args(model) if hasattr(a, "model_fields")), model)
-    return list(getattr(model, "model_fields", {}))
+    return parse(settings.read(path), str(path))

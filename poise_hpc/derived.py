@@ -22,6 +22,7 @@ from . import config as configuration
 from . import files, stats, views
 from .archive import ArchiveView, Entry, find, read
 from .campaign import Campaign
+from .settings import overlay
 from .types import BASELINE_ID, START, UsageError
 
 FRESH = 1000  # fresh training seeds start here: no search uses them by default
@@ -50,7 +51,7 @@ def plan(kind: str, origin: Campaign, id: str, seeds: int | None, config_file: P
     config = settings(kind, config, entry, seeds)
     for number in itertools.count(1):
         root = origin.root / "derived" / f"{kind}-{id}-{number}"
-        config = configuration.parse(configuration.overlay(config.dump(), {"search": {"baseline": str(root / "baseline")}}))
+        config = configuration.parse(overlay(config.dump(), {"search": {"baseline": str(root / "baseline")}}))
         if not root.exists():
             break
         existing = Campaign.open(root)
@@ -94,7 +95,7 @@ def settings(kind: str, config: configuration.Config, entry: Entry, seeds: int |
         change["search"]["train_seeds"] = list(used[:seeds]) + list(range(max(used) + 1, max(used) + 1 + seeds - len(used)))
     if kind == "confirm":
         change["evaluate"] = {"purpose": "confirmation"}
-    return configuration.parse(configuration.overlay(config.dump(), change))
+    return configuration.parse(overlay(config.dump(), change))
 
 
 def compared(kind: str, entry: Entry) -> list[tuple[str, dict[str, str], dict[str, Any]]]:

@@ -25,7 +25,7 @@ from functools import lru_cache
 from typing import Any
 
 from .access import address, read_key, without_key
-from .config import Agent
+from .agent_config import Agent
 from .replay import LLMError, Rejected, TooLong, Unavailable, models_for, recorded, unusable
 from .transcript import Amount, Limit, Reply, Request, Transcript, read_body
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from .config import Agent
+from .agent_config import Agent
 from .transcript import BudgetExceeded, Reply, Request, Transcript
 from .types import PoiseError, UsageError
 

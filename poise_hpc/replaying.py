@@ -18,6 +18,7 @@ from .agent.priors import CARDS
 from .campaign import Campaign
 from .config import Config
 from .proposing import PLANNED
+from .settings import overlay
 from .types import BASELINE_ID, PoiseError, UsageError
 
 TRANSCRIPT = "llm.jsonl"
@@ -52,7 +53,7 @@ def plan(origin: Campaign) -> tuple[Config, list[str], list[str]]:
         raise UsageError(f"{origin.root} has no {TRANSCRIPT}: no language model took part. Its config and seed repeat it")
     ids = [id for id in origin.ids() if id != BASELINE_ID]
     persons = [id for id in ids if origin.proposal(id).proposer == "person"]
-    config = configuration.parse(configuration.overlay(origin.config.dump(), {
+    config = configuration.parse(overlay(origin.config.dump(), {
         "search": {"candidates": len(ids) - len(persons)}, "budget": {"wall_clock_min": None, "run_hours": None}}))
     return config, ids, persons
 

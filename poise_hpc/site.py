@@ -1,4 +1,4 @@
-"""A site file: what one cluster offers and how it wants to be asked. Typed and strict, as `config.py` is.
+"""A site file: what one cluster offers and how it wants to be asked. Typed and strict (section.py).
 
 A campaign's config says what a job *needs* (ranks, run-time limits), the site file what the cluster *has*: the same
 campaign moves between clusters by another site file. `sbatch_parameters` turns both into what submitit renders.
@@ -16,17 +16,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from . import config
-from .config import Positive, Section
+from . import settings
 from .isolation import CACHES
+from .section import Positive, Section, Tuple, validate
 from .types import UsageError
 
 Word = Annotated[str, Field(pattern=r"^\S+$")]           # one #SBATCH value: no blanks, no line ends
 Other = Word | Literal[""] | None  # of one stage: other than the site's, none, or the site's
 Line = Annotated[str, Field(pattern=r"^[^\n]+$")]
-Tuple = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
 
 # Compute nodes have no internet: without these, libraries wait for time-outs or report usage.
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1",
@@ -152,12 +151,12 @@ class Site(Section):
 
 
 def parse(data: Any, where: str = "site") -> Site:
-    return config.validate(Site, data, where)
+    return validate(Site, data, where)
 
 
 def load(path: Path) -> Site:
     """Site from a YAML file; `base: other.yaml` works as in a config."""
-    return parse(config.read(path), str(path))
+    return parse(settings.read(path), str(path))
 
 
 def layout(site: Site, ranks: int) -> tuple[int, int]:

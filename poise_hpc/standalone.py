@@ -24,6 +24,7 @@ from . import config as configuration
 from . import files, jobs
 from .config import Config
 from .jobspec import limits
+from .settings import overlay
 from .types import Outcome, PoiseError, Stage, UsageError
 
 AGAIN = 75  # EX_TEMPFAIL
@@ -119,7 +120,7 @@ def main(arguments: list[str]) -> int:
 def _lead(given: argparse.Namespace, me: jobs.Place) -> int:
     """Rank 0: write down what is to be done, do it, say how it ended."""
     config = configuration.load(given.config) if given.config else Config()
-    config = configuration.parse(configuration.overlay(config.dump(), {"jobs": {"ranks": me.ranks if given.what == "train" else 1}}))
+    config = configuration.parse(overlay(config.dump(), {"jobs": {"ranks": me.ranks if given.what == "train" else 1}}))
     out = Path(os.path.abspath(given.out))
     earlier = sorted((out / "attempts").glob(f"{given.what}-s{given.seed}-*"), key=lambda p: p.stat().st_mtime)
     cache = os.path.abspath(given.cache_dir)

@@ -38,7 +38,7 @@ class BudgetExceeded(PoiseError):
 class Request:
     """One turn of a conversation. Equal requests have equal keys, whatever process builds them."""
 
-    operator: str                          # of config.OPERATORS
+    operator: str                          # of agent_config.OPERATORS
     candidate: str                         # "c0007"
     turn: int                              # of this conversation, from 0
     messages: tuple[dict[str, str], ...]   # {"role", "content"}, oldest first

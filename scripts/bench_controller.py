@@ -42,9 +42,10 @@ from poise_hpc.agent.recipe import declared, of_proposal, sound  # noqa: E402
 from poise_hpc.archive import read  # noqa: E402
 from poise_hpc.campaign import Campaign  # noqa: E402
 from poise_hpc.cluster import InlineCluster  # noqa: E402
-from poise_hpc.config import overlay, parse  # noqa: E402
+from poise_hpc.config import parse  # noqa: E402
 from poise_hpc.controller import Controller  # noqa: E402
 from poise_hpc.selection.acquisition import choose_parent  # noqa: E402
+from poise_hpc.settings import overlay  # noqa: E402
 from poise_hpc.types import Proposal, candidate_id, candidate_number  # noqa: E402
 
 WARM = 4  # candidates before the clock starts

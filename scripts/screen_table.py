@@ -33,6 +33,7 @@ from poise_hpc.archive import ArchiveView
 from poise_hpc.campaign import Campaign
 from poise_hpc.config import Config, Rung
 from poise_hpc.evaluation import metrics
+from poise_hpc.settings import overlay
 from poise_hpc.types import BASELINE_ID, START
 
 BEST = 3           # rows that ought to survive
@@ -65,7 +66,7 @@ def make(root: Path, table: Path, config_file: Path, count: int, seeds: int, cac
     rows = [r for r in json.loads(table.read_text())["rows"] if r["by_seed"] and r["proposer"] == "offline"]
     ranked = sorted(rows, key=lambda r: -np.mean(list(r["by_seed"].values())))
     change = {"search": {"candidates": 0, "train_seeds": list(range(seeds))}, "screen": {"rungs": []}}
-    config = configuration.parse(configuration.overlay(configuration.load(config_file).dump(), change))
+    config = configuration.parse(overlay(configuration.load(config_file).dump(), change))
     cache.mkdir(parents=True, exist_ok=True)
     opened, packages = Campaign.create(root, config, cache_dir=str(cache)), root.with_name(root.name + "-packages")
     for i in np.random.default_rng(0).permutation(count):

@@ -34,6 +34,7 @@ from poise_hpc.agent.render import render
 from poise_hpc.algorithms import load, seeds
 from poise_hpc.archive import ArchiveView
 from poise_hpc.campaign import Campaign
+from poise_hpc.settings import overlay
 from poise_hpc.types import BASELINE_ID, EntrySummary, Outcome, PoiseError, Proposal, Score, candidate_id
 
 
@@ -173,7 +174,7 @@ def children(table: Table, rows: int, seed: int) -> Iterator[tuple[dict[str, Any
 def extend(file: Path, root: Path, cache: Path, rows: int, seed: int) -> None:
     """A campaign in the table's config whose inbox has the new candidates, and a row to be run again beside the baseline."""
     table, made = Table.read(file), json.loads(file.read_text())["config"]
-    config = configuration.parse(configuration.overlay(made, {"search": {"candidates": 0}, "jobs": {"max_parallel": 1}}))
+    config = configuration.parse(overlay(made, {"search": {"candidates": 0}, "jobs": {"max_parallel": 1}}))
     cache.mkdir(parents=True, exist_ok=True)
     campaign, again = Campaign.create(root, config, cache_dir=str(cache)), table.rows[5]
     drafts = [(again, Proposal(again["name"], (), "", tuple(again["mechanisms"]), "", ""), code(again)), *children(table, rows, seed)]

@@ -20,6 +20,7 @@ from poise_hpc.algorithms import load, seeds
 from poise_hpc.campaign import Campaign
 from poise_hpc.cli import Progress, build
 from poise_hpc.controller import drive
+from poise_hpc.settings import overlay
 
 
 def campaign(root: Path, config_file: Path, count: int, cache: Path) -> Campaign:
@@ -27,7 +28,7 @@ def campaign(root: Path, config_file: Path, count: int, cache: Path) -> Campaign
     if (root / "campaign.json").exists():
         return Campaign.open(root)
     change = {"search": {"candidates": 0, "train_seeds": list(range(count))}}
-    config = configuration.parse(configuration.overlay(configuration.load(config_file).dump(), change))
+    config = configuration.parse(overlay(configuration.load(config_file).dump(), change))
     cache.mkdir(parents=True, exist_ok=True)
     packages = root.with_name(root.name + "-packages")
     opened = Campaign.create(root, config, cache_dir=str(cache))

@@ -38,6 +38,7 @@ from poise_hpc.agent.offline import OfflineProposer  # noqa: E402
 from poise_hpc.campaign import Campaign  # noqa: E402
 from poise_hpc.cluster import InlineCluster  # noqa: E402
 from poise_hpc.controller import Controller  # noqa: E402
+from poise_hpc.settings import overlay  # noqa: E402
 from poise_hpc.types import Outcome  # noqa: E402
 
 CONFIG = {"train": {"steps": 8}, "evaluate": {"at": [0.5, 1.0], "benchmarks": {
@@ -49,7 +50,7 @@ SITE = {"partitions": ["low"], "nodes": 2, "ranks_per_node": 2, "mem_gb_per_rank
 
 
 def settings(candidates: int) -> dict[str, Any]:
-    return config.overlay(CONFIG, {"search": {"candidates": candidates}})
+    return overlay(CONFIG, {"search": {"candidates": candidates}})
 
 
 def undisturbed(folder: Path, candidates: int) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import numpy as np
 from poise_hpc import config as configuration
 from poise_hpc import files
 from poise_hpc.campaign import Campaign
+from poise_hpc.settings import overlay
 from poise_hpc.types import Outcome
 
 KEYS = ("reward", "acc", "valid", "truncated", "length", "entropy", "kl_old", "clip_fraction", "gradient_norm", "gradient_norm_max",
@@ -69,4 +70,4 @@ def campaign(root: Path, **change: Any) -> Campaign:
     small = {"train": {"steps": 4}, "evaluate": {"at": [0.5, 1.0], "benchmarks": {
         "easy": {"split": "easy", "problems": 8, "samples": 2, "metrics": {"acc@1": 0.5}},
         "hard": {"split": "hard", "problems": 6, "samples": 4, "metrics": {"acc@1": 0.3, "pass@4": 0.2}}}}}
-    return Campaign.create(root, configuration.parse(configuration.overlay(small, change)), cache_dir=str(root.parent / "cache"))
+    return Campaign.create(root, configuration.parse(overlay(small, change)), cache_dir=str(root.parent / "cache"))

@@ -11,11 +11,11 @@ import pytest
 from helpers_campaign import campaign as small_campaign
 from helpers_slurm import REPO, VirtualCluster, until
 
-from poise_hpc import config as configuration
 from poise_hpc.agent.offline import OfflineProposer
 from poise_hpc.campaign import Campaign
 from poise_hpc.cluster import for_campaign
 from poise_hpc.controller import Controller
+from poise_hpc.settings import overlay
 from poise_hpc.types import Stage
 
 SITE = REPO / "configs" / "sites" / "virtual.yaml"
@@ -23,7 +23,7 @@ NOOP = f"{REPO / 'tests' / 'noop'}:{REPO / 'tests'}"
 
 
 def noop(folder: Path, **change) -> Campaign:
-    made = small_campaign(folder, **configuration.overlay({"search": {"candidates": 1}, "jobs": {"heartbeat_s": 0.5, "retry_wait_s": 1.0}}, change))
+    made = small_campaign(folder, **overlay({"search": {"candidates": 1}, "jobs": {"heartbeat_s": 0.5, "retry_wait_s": 1.0}}, change))
     made.set_site(SITE)
     return made
 

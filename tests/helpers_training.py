@@ -22,6 +22,7 @@ from helpers_models import tiny_model
 from poise_hpc import config
 from poise_hpc.algorithms.base import Algorithm
 from poise_hpc.algorithms.grpo import GRPO
+from poise_hpc.settings import overlay
 from poise_hpc.tasks.base import Grade, Problem
 
 
@@ -49,7 +50,7 @@ SPLIT = {"easy": {"split": "easy", "problems": 1, "samples": 1, "metrics": {"acc
 def make_config(train: dict[str, Any] | None = None, **sections: dict[str, Any]) -> config.Config:
     data = {"task": {"name": "helpers_training:Echo"}, "rollout": {"prompts": 6, "group_size": 4}, "evaluate": {"benchmarks": SPLIT},
             "train": {"steps": 6, "epochs": 2, "minibatches": 2, "learning_rate": 0.01, "checkpoint_every": 2} | (train or {})}
-    return config.parse(config.overlay(data, sections))
+    return config.parse(overlay(data, sections))
 
 
 def make_trainer(conf: config.Config, algorithm: Algorithm | None = None, kind: str = "qwen2", ranks: Any = None, seed: int = 0) -> Any:

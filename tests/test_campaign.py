@@ -12,6 +12,7 @@ from helpers_campaign import campaign
 from poise_hpc import config as configuration
 from poise_hpc import files
 from poise_hpc.campaign import LOCK_STALE_S, Campaign, CampaignBusy, Lock
+from poise_hpc.settings import overlay
 from poise_hpc.types import PoiseError, UsageError
 
 DEAD = {"host": socket.gethostname(), "pid": 2**22 + 1, "start": 1, "taken": 0.0}  # above the largest pid
@@ -68,7 +69,7 @@ def test_a_damaged_frozen_config_is_named(tmp_path):
 # --- config under an existing campaign
 
 def changed(opened, **change):
-    return configuration.parse(configuration.overlay(opened.config.dump(), change))
+    return configuration.parse(overlay(opened.config.dump(), change))
 
 
 def test_what_would_make_scores_incomparable_is_refused_by_name(tmp_path):

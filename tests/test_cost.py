@@ -10,6 +10,7 @@ from poise_hpc.planning import cost, devices
 from poise_hpc.planning.cost import Tokens, correct
 from poise_hpc.planning.memory import Lengths
 from poise_hpc.planning.shape import Shape
+from poise_hpc.settings import overlay
 from poise_hpc.types import UsageError
 
 SHAPE = Shape("Made up", parameters=1000, looked_up=200, layers=2, hidden=10, intermediate=40, heads=2, kv_heads=1, head_dim=5, vocabulary=20,
@@ -18,8 +19,8 @@ LENGTHS, TOKENS = Lengths(prompt=6, completion=8, mean=4), Tokens(prompt=6, comp
 
 
 def make(train=None, **sections):
-    return configuration.parse(configuration.overlay({"rollout": {"prompts": 4, "group_size": 2}, "train": {"epochs": 1, "minibatches": 1} | (train or {})},
-                                                     sections))
+    return configuration.parse(overlay({"rollout": {"prompts": 4, "group_size": 2}, "train": {"epochs": 1, "minibatches": 1} | (train or {})},
+                                       sections))
 
 
 def test_forward_by_hand():

@@ -16,7 +16,7 @@ import pytest
 
 from llm_server import Answer, Disconnect, Hang, LLMServer, Raw, Status
 from poise_hpc.access import read_key
-from poise_hpc.config import Agent, Price
+from poise_hpc.agent_config import Agent, Price
 from poise_hpc.llm import Client, Pace, prompt_bound, served_models
 from poise_hpc.replay import EmptyReply, Refused, Rejected, Replay, TooLong, Unavailable, UnknownRequest
 from poise_hpc.transcript import Amount, BudgetExceeded, Limit, Request, Transcript
@@ -320,7 +320,7 @@ KILLED_BEFORE_USE = """
     import os, signal, sys
     sys.path[:0] = {path!r}
     from pathlib import Path
-    from poise_hpc.config import Agent
+    from poise_hpc.agent_config import Agent
     from poise_hpc.llm import Client
     from poise_hpc.transcript import Request, Transcript
     class Killed(Transcript):

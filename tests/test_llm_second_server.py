@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from poise_hpc.config import Agent
+from poise_hpc.agent_config import Agent
 from poise_hpc.llm import Client
 from poise_hpc.replay import Replay
 from poise_hpc.transcript import Request, Transcript

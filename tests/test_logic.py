@@ -9,6 +9,7 @@ import pytest
 from helpers_text import model_folder
 
 from poise_hpc import config as configuration
+from poise_hpc.settings import overlay, read
 from poise_hpc.tasks.base import load_task
 from poise_hpc.tasks.logic import NAMES, Logic, draw, say, sentence, solutions, true, write
 from poise_hpc.types import UsageError
@@ -116,7 +117,7 @@ def test_more_puzzles_than_there_are(task):
 
 def test_the_config(folder):
     path = Path(__file__).parents[1] / "configs" / "logic.yaml"
-    conf = configuration.parse(configuration.overlay(configuration.read(path), {"model": {"path": str(folder)}}))
+    conf = configuration.parse(overlay(read(path), {"model": {"path": str(folder)}}))
     task = load_task(conf)
     assert task.splits == ("small", "medium", "large") and len(task.data_sha256()) == 64
     assert task.data_sha256() != Logic({"train": [2, 4]}, {"path": str(folder)}).data_sha256()

@@ -20,6 +20,7 @@ from poise_hpc.algorithms import seeds
 from poise_hpc.evaluation.job import unpack
 from poise_hpc.evaluation.metrics import merge
 from poise_hpc.jobspec import limits
+from poise_hpc.settings import overlay
 from poise_hpc.tasks.base import load_task
 from poise_hpc.types import Stage
 
@@ -83,7 +84,7 @@ class Course:
     given: dict
 
     def with_(self, stage: int, ranks: int) -> configuration.Config:
-        return configuration.parse(configuration.overlay(self.config, {"train": {"zero_stage": stage}, "jobs": {"ranks": ranks}}))
+        return configuration.parse(overlay(self.config, {"train": {"zero_stage": stage}, "jobs": {"ranks": ranks}}))
 
     def first_step(self, stage: int, ranks: int) -> tuple[dict, dict[str, torch.Tensor], Path]:
         """Train until the request to stop: the curves' row, the gradient of the one update, and the attempt."""
@@ -109,7 +110,7 @@ def course(tmp_path_factory) -> Course:
     options = math_options(sets, verifier="auto", template=str(folder / "short.txt"), max_new_tokens=12,
                            reward={"correct": 1.0, "format": 0.1, "length": 0.5},
                            splits={"exam": {"selection": "exam"}, "roots": {"selection": "roots"}})
-    config = configuration.overlay(SMALL, {
+    config = overlay(SMALL, {
         "task": {"name": "math", "options": options}, "model": {"source": "path", "path": str(model)}, "train": {"minibatches": 1},
         "evaluate": {"at": [1.0], "score": "final", "benchmarks": {
             "greedy": {"split": "exam", "problems": 12, "samples": 1, "temperature": 0.0, "metrics": {"acc@1": 0.5}},
@@ -189,7 +190,7 @@ def test_gradients_are_equal_over_stages_and_ranks(course, plain, stage, ranks):
 def test_problems_that_have_changed_are_refused(course, scored, tmp_path):
     sets = shutil.copytree(course.folder / "sets", tmp_path / "sets")
     data.import_file("exam", write_rows(tmp_path / "other.jsonl", parities(12, 9)), sets, replace=True)
-    conf = configuration.parse(configuration.overlay(course.config, {"task": {"options": {"data": str(sets)}}}))
+    conf = configuration.parse(overlay(course.config, {"task": {"options": {"data": str(sets)}}}))
     refused = run_job(tmp_path, "evaluate", conf, **course.given, purpose="selection",
                       weights={"1": str(course.folder / "finished" / "snapshots" / "step-000003")})
     assert refused["outcome"] == "infra_error" and "have changed since this campaign was prepared" in refused["message"]

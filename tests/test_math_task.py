@@ -10,6 +10,7 @@ from helpers_text import generated, math_options, model_folder, problem_sets, wr
 
 from poise_hpc import config as configuration
 from poise_hpc import data
+from poise_hpc.settings import overlay, read
 from poise_hpc.tasks.base import file_sha256, load_task
 from poise_hpc.tasks.math import Math
 from poise_hpc.tasks.text import read_template
@@ -245,7 +246,7 @@ def test_the_papers_setting_with_sets_in_place(tmp_path, folders):
     sets = whole_sets(tmp_path)
     for name in ("math_grpo", "math_small", "math_confirm"):
         change = {"task": {"options": {"data": str(sets), "verifier": "rules"}}, "model": {"path": str(folders[0])}}
-        conf = configuration.parse(configuration.overlay(configuration.read(CONFIGS / f"{name}.yaml"), change))
+        conf = configuration.parse(overlay(read(CONFIGS / f"{name}.yaml"), change))
         task = load_task(conf)
         purpose = "confirmation" if name == "math_confirm" else "selection"
         for benchmark in conf.evaluate.benchmarks.values():

@@ -14,6 +14,7 @@ from poise_hpc.campaign import Campaign
 from poise_hpc.cli import main
 from poise_hpc.planning import measured, plan
 from poise_hpc.planning.devices import GIB
+from poise_hpc.settings import overlay
 from poise_hpc.types import UsageError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -33,7 +34,7 @@ def site(**gpus):
 
 
 def changed(name, **sections):
-    return configuration.parse(configuration.overlay(configuration.load(CONFIGS / name).dump(), sections))
+    return configuration.parse(overlay(configuration.load(CONFIGS / name).dump(), sections))
 
 
 @pytest.mark.parametrize("name", ["math_grpo.yaml", "math_small.yaml", "math_confirm.yaml"])

@@ -10,6 +10,7 @@ from poise_hpc import config as configuration
 from poise_hpc.planning import memory, shape
 from poise_hpc.planning.devices import GIB
 from poise_hpc.planning.memory import Lengths
+from poise_hpc.settings import overlay
 from poise_hpc.training.policy import Policy
 
 SHAPE = shape.Shape("Made up", parameters=1_000_000, looked_up=0, layers=3, hidden=10, intermediate=40, heads=2, kv_heads=1, head_dim=5,
@@ -18,7 +19,7 @@ LENGTHS = Lengths(prompt=6, completion=8, mean=8)
 
 
 def make(train=None, ranks=1, dtype="float32", **sections):
-    return configuration.parse(configuration.overlay({
+    return configuration.parse(overlay({
         "model": {"dtype": dtype}, "rollout": {"prompts": 8, "group_size": 4}, "jobs": {"ranks": ranks},
         "train": {"minibatches": 1, "microbatch_tokens": 76} | (train or {})}, sections))
 

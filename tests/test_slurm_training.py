@@ -21,6 +21,7 @@ from poise_hpc.agent.offline import OfflineProposer
 from poise_hpc.campaign import Campaign
 from poise_hpc.cluster import LocalCluster, for_campaign
 from poise_hpc.controller import Controller
+from poise_hpc.settings import overlay, read
 from poise_hpc.types import Outcome, Stage
 
 pytestmark = [*needs_slurm, pytest.mark.timeout(1200)]
@@ -48,7 +49,7 @@ def cache(tmp_path_factory) -> Path:
 
 
 def tiny(folder: Path, cache: Path, **change: Any) -> Campaign:
-    config = configuration.overlay(configuration.overlay(configuration.read(REPO / "configs" / "tiny.yaml"), TINY), change)
+    config = overlay(overlay(read(REPO / "configs" / "tiny.yaml"), TINY), change)
     made = Campaign.create(folder, configuration.parse(config), cache_dir=str(cache))
     made.set_site(SITE)
     return made

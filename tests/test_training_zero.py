@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from poise_hpc import config
+from poise_hpc.settings import read
 from poise_hpc.training import checkpoint
 from poise_hpc.training.engine import Engine
 from poise_hpc.training.policy import Policy
@@ -73,7 +74,7 @@ def plain():
 @pytest.mark.parametrize("path", FRAGMENTS, ids=lambda p: p.stem)
 def test_fragments_train_and_resume(plain, tmp_path, path):
     """As they are shipped, offload included; in float32, so that there is something to compare with."""
-    train = config.read(path)["train"]
+    train = read(path)["train"]
     trainer, resumed = (h.make_trainer(h.make_config(train)) for _ in range(2))
     row = trainer.step(0)[0]
     assert {k: v for k, v in row.items() if k != "components"} == pytest.approx(plain, rel=1e-4, abs=1e-5)

@@ -13,6 +13,7 @@ from helpers_vllm import needs_vllm
 from poise_hpc import config, doctor, files
 from poise_hpc.cli import main
 from poise_hpc.rollout.base import check_installed
+from poise_hpc.settings import overlay
 from poise_hpc.types import UsageError
 
 
@@ -23,7 +24,7 @@ def without(monkeypatch):
 
 
 def wants(**sections: dict) -> config.Config:
-    return config.parse(config.overlay(tiny().dump(), sections))
+    return config.parse(overlay(tiny().dump(), sections))
 
 
 @pytest.mark.parametrize("sections", [{"rollout": {"engine": "vllm"}}, {"evaluate": {"engine": "vllm"}}])

@@ -9,6 +9,7 @@ from helpers_lab import tiny
 from helpers_vllm import model, needs_vllm, run
 
 from poise_hpc import config, files
+from poise_hpc.settings import overlay
 
 pytestmark = [needs_vllm, pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -62,7 +63,7 @@ def attempt(folder: Path, name: str, resume: Path | None = None, zero_stage: int
         package.mkdir()
         (package / "algorithm.py").write_text(SHORTER)
     path.mkdir()
-    conf = config.parse(config.overlay(tiny().dump(), {
+    conf = config.parse(overlay(tiny().dump(), {
         "model": {"source": "path", "path": str(start), "options": {}}, "rollout": {"engine": "vllm"}, "train": {"zero_stage": zero_stage},
         "jobs": {"ranks": ranks}}))
     files.write_json(path / "job.json", {

@@ -22,12 +22,13 @@ def examine(root: Path, config_file: Path | None, max_candidates: int | None, si
     from .. import packages, site
     from ..campaign import Campaign
     from ..rollout.base import check_installed
+    from ..settings import overlay
     from ..tasks.base import load_task
 
     config = configuration.load(config_file) if config_file else None
     if max_candidates is not None:
         base = config or (Campaign.open(root).config if (root / "campaign.json").exists() else configuration.Config())
-        config = configuration.parse(configuration.overlay(base.dump(), {"search": {"candidates": max_candidates}}))
+        config = configuration.parse(overlay(base.dump(), {"search": {"candidates": max_candidates}}))
     if (root / "campaign.json").exists():
         opened = Campaign.open(root)
         opened.changes(config or opened.config)

@@ -16,6 +16,7 @@ from typing import Any
 from .. import config as configuration
 from ..campaign import Campaign
 from ..config import Config
+from ..settings import overlay
 from ..site import Site
 from ..types import PoiseError, UsageError
 from . import cost, devices, measured, memory, shape
@@ -210,7 +211,7 @@ def variants(config: Config) -> Iterator[tuple[list[str], Config]]:
                 continue
             data = config.dump()
             for _, change in chosen:
-                data = configuration.overlay(data, change)
+                data = overlay(data, change)
             yield names, configuration.parse(data)
 
 
@@ -221,7 +222,7 @@ def fitting(setting: Setting, config: Config) -> Config | None:
     tokens = config.train.microbatch_tokens
     while tokens > setting.lengths.prompt + setting.lengths.completion:
         tokens //= 2
-        smaller = configuration.parse(configuration.overlay(config.dump(), {"train": {"microbatch_tokens": tokens}}))
+        smaller = configuration.parse(overlay(config.dump(), {"train": {"microbatch_tokens": tokens}}))
         if setting.fits(setting.memory(smaller)):
             return smaller
     return None

@@ -20,7 +20,8 @@ from pydantic import ValidationError
 
 from .. import config as configuration
 from .. import files
-from ..config import Config, Section
+from ..config import Config
+from ..section import Section
 from ..types import PoiseError, UsageError
 
 PURPOSES = ("selection", "confirmation")

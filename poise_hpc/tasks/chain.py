@@ -19,10 +19,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from .. import files
-from ..config import Section
+from ..section import Section, Tuple
 from ..types import UsageError
 from .base import PURPOSES, Grade, Problem, Progress, did_you_mean, parse_options
 
@@ -46,7 +46,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class Mix(Section):
     """What a split's problems are made of."""
 
-    steps: Annotated[tuple[int, int], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)]  # fewest, most
+    steps: Annotated[tuple[int, int], Tuple]  # fewest, most
     times: Share             # share of `*` among the operators; `+` and `-` share the rest
 
     @model_validator(mode="after")

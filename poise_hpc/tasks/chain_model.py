@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from ..config import Positive, Section
+from ..section import Positive, Section
 from .base import Progress
 from .chain import (FACTS, ID, MAX_NEW_TOKENS, PROMPT_TOKENS, SYMBOLS, Mix, Share, Value, chain, encode, fact, purpose_of,
                     running_values, write_prompt)

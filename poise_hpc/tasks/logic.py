@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from itertools import product
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator
+from pydantic import AfterValidator
 
+from ..section import Tuple
 from ..types import UsageError
 from .base import PURPOSES, Grade, Problem, did_you_mean, parse_options
 from .chain import purpose_of
@@ -36,7 +37,7 @@ def _size(value: tuple[int, int]) -> tuple[int, int]:
     return value
 
 
-Size = Annotated[tuple[int, int], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v), AfterValidator(_size)]
+Size = Annotated[tuple[int, int], Tuple, AfterValidator(_size)]
 
 
 class Options(TextOptions):

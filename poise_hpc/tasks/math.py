@@ -14,11 +14,11 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from .. import data
-from ..config import Positive, Section
 from ..data import Row
+from ..section import Positive, Section, Tuple
 from ..types import UsageError
 from .base import PURPOSES, Grade, Problem, did_you_mean, parse_options
 from .grading import FAILED, Grader, Verdict
@@ -28,7 +28,7 @@ from .text import TextOptions, TextTask, text_hash
 
 class Train(Section):
     set: str = "math-train"
-    levels: Annotated[tuple[int, ...] | None, BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)] = (3, 4, 5)  # None: all
+    levels: Annotated[tuple[int, ...] | None, Tuple] = (3, 4, 5)  # None: all
     problems: Positive | None = 5000  # a fixed choice among them; None: all
 
 

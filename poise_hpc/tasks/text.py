@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from .. import files
-from ..config import Positive, Section
+from ..section import Positive, Section
 from ..types import PoiseError, UsageError
 from .base import Grade, Problem, Progress, did_you_mean, file_sha256
 

@@ -46,7 +46,7 @@ def _quiet_import() -> Any:
 
 def deepspeed_config(train: Train, dtype: str) -> dict[str, Any]:
     """The generated configuration; `train.deepspeed` is merged over it, section by section."""
-    from ..config import overlay
+    from ..settings import overlay
 
     return overlay({
         "train_micro_batch_size_per_gpu": 1,        # of DeepSpeed's own data loader, which is not used
