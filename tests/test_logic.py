@@ -10,7 +10,7 @@ from helpers_text import model_folder
 
 from poise_hpc import config as configuration
 from poise_hpc.settings import overlay, read
-from poise_hpc.tasks.base import load_task
+from poise_hpc.tasks.base import load_task, summary
 from poise_hpc.tasks.logic import NAMES, Logic, draw, say, sentence, solutions, true, write
 from poise_hpc.types import UsageError
 
@@ -119,6 +119,7 @@ def test_the_config(folder):
     path = Path(__file__).parents[1] / "configs" / "logic.yaml"
     conf = configuration.parse(overlay(read(path), {"model": {"path": str(folder)}}))
     task = load_task(conf)
+    assert "1 correct + 0.1 format" in summary(conf)  # what an author of algorithms is told
     assert task.splits == ("small", "medium", "large") and len(task.data_sha256()) == 64
     assert task.data_sha256() != Logic({"train": [2, 4]}, {"path": str(folder)}).data_sha256()
 

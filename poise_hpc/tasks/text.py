@@ -16,7 +16,7 @@ from pydantic import Field
 from .. import files
 from ..section import Positive, Section
 from ..types import PoiseError, UsageError
-from .base import Grade, Problem, Progress, did_you_mean, file_sha256
+from .base import Grade, Problem, Progress, did_you_mean, file_sha256, parse_options
 
 TEMPLATES = Path(__file__).parent / "templates"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt", "special_tokens_map.json",
