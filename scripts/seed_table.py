@@ -18,7 +18,7 @@ from poise_hpc import config as configuration
 from poise_hpc import orders, views
 from poise_hpc.algorithms import load, seeds
 from poise_hpc.campaign import Campaign
-from poise_hpc.cli import Progress, build
+from poise_hpc.cli.driving import Progress, build
 from poise_hpc.controller import drive
 from poise_hpc.settings import overlay
 
