@@ -2,12 +2,15 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
-from poise_hpc import config, doctor, files, probe, site
+from poise_hpc import config, files, probe, site
 from poise_hpc.campaign import versions
+from poise_hpc.doctor import here, nodes, slurm
+from poise_hpc.doctor.finding import Finding
 from poise_hpc.jobs import Place
 from poise_hpc.scheduler import SchedulerSilent
 
@@ -42,9 +45,9 @@ def slurm_on_path(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
 
 
-def found(settings: dict, **answers) -> dict[str, doctor.Finding]:
+def found(settings: dict, **answers) -> dict[str, Finding]:
     """Findings that are not ok, by name."""
-    findings = doctor.scheduling(site.parse(settings), config.Config(), fake(**answers))
+    findings = slurm.scheduling(site.parse(settings), config.Config(), fake(**answers))
     return {f.name: f for f in findings if f.level != "ok"}
 
 
@@ -84,36 +87,36 @@ def test_no_slurm_here(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(("text", "expected"), [("2-00:00:00", 2880), ("04:30:00", 270), ("UNLIMITED", None), ("INFINITE", None)])
 def test_walltimes(text, expected):
-    assert doctor.minutes(text) == expected
+    assert slurm.minutes(text) == expected
 
 
 # --- storage
 
 
 def test_storage_that_works_and_that_does_not(tmp_path, monkeypatch):
-    assert [f.level for f in doctor.storage(tmp_path) if "free" in f.text][0] in ("ok", "warn")  # room depends on this machine
-    assert next(iter(doctor.storage(tmp_path / "not there"))).level == "fail"
+    assert [f.level for f in here.storage(tmp_path) if "free" in f.text][0] in ("ok", "warn")  # room depends on this machine
+    assert next(iter(here.storage(tmp_path / "not there"))).level == "fail"
     monkeypatch.setattr(files.os, "link", lambda a, b: None)  # a file system where both win
-    assert "exclusive creation does not hold" in next(iter(doctor.storage(tmp_path))).text
+    assert "exclusive creation does not hold" in next(iter(here.storage(tmp_path))).text
 
 
 def test_file_system_of_the_longest_mount(tmp_path):
     mounts = tmp_path / "mounts"
     mounts.write_text("a / ext4 rw\nb /scratch lustre rw\nc /scratch/me nfs rw\nd /scra tmpfs rw\n")
-    assert [doctor.filesystem(Path(p), mounts) for p in ("/home/x", "/scratch/you", "/scratch/me/x")] == ["ext4", "lustre", "nfs"]
+    assert [here.filesystem(Path(p), mounts) for p in ("/home/x", "/scratch/you", "/scratch/me/x")] == ["ext4", "lustre", "nfs"]
 
 
 # --- what the nodes said
 
 
 def report(rank: int = 0, **change):
-    return {"rank": rank, "host": f"n{rank}", "versions": {"python": doctor.sys.version.split()[0], **versions()}, "clock_offset_s": 0.1, "see_others_s": 1.0,
+    return {"rank": rank, "host": f"n{rank}", "versions": {"python": sys.version.split()[0], **versions()}, "clock_offset_s": 0.1, "see_others_s": 1.0,
             "link_won": rank == 0, "hdf5": True, "scratch": {"path": "/tmp/x", "free_gb": 9.0}, "walls": {"network": True, "files": True},
             "problems": True, "gpus": [], "all_reduce": {"sum": 2, "backend": "gloo", "seconds": 1.0}} | change
 
 
 def test_two_healthy_nodes():
-    assert {f.level for f in doctor.judge([report(0), report(1)], site.parse({}), 0.0)} == {"ok"}
+    assert {f.level for f in nodes.judge([report(0), report(1)], site.parse({}), 0.0)} == {"ok"}
 
 
 @pytest.mark.parametrize(("change", "name", "level", "words"), [
@@ -129,14 +132,14 @@ def test_two_healthy_nodes():
     ({"walls": {"network": True, "files": False}}, "isolation there", "warn", "no Landlock"),
     ({"scratch": {"error": "PermissionError"}}, "job cache", "fail", "PermissionError")])
 def test_each_fault_of_a_node(change, name, level, words):
-    findings = {f.name: f for f in doctor.judge([report(0), report(1, **change)], site.parse({}), 0.0) if f.level != "ok"}
+    findings = {f.name: f for f in nodes.judge([report(0), report(1, **change)], site.parse({}), 0.0) if f.level != "ok"}
     assert set(findings) == {name} and findings[name].level == level and words in findings[name].text and findings[name].cure
 
 
 def test_other_versions_and_missing_gpus():
     other = report(1)
     other["versions"] |= {"torch": "1.0", "python": "3.9.1"}
-    findings = {f.name: f for f in doctor.judge([report(0), other], site.parse({"gpus": {"per_node": 4}}), 0.0)}
+    findings = {f.name: f for f in nodes.judge([report(0), other], site.parse({"gpus": {"per_node": 4}}), 0.0)}
     assert "n1: torch 1.0, here" in findings["versions"].text and "n1: python 3.9.1" in findings["versions"].text
     assert findings["gpus"].level == "fail" and "n0, n1" in findings["gpus"].text
 
@@ -147,12 +150,12 @@ def test_other_versions_and_missing_gpus():
 def test_waiting_ends_with_the_reports_or_with_the_job(tmp_path):
     files.write_json(tmp_path / "node-0.json", {"rank": 0})
     slept = []
-    gone = doctor.wait(tmp_path, 2, "7", 10, fake(squeue=SchedulerSilent("Invalid job id specified")), slept.append)
+    gone = nodes.wait(tmp_path, 2, "7", 10, fake(squeue=SchedulerSilent("Invalid job id specified")), slept.append)
     assert gone == [{"rank": 0}] and len(slept) == 15 + 60  # the job is gone: a minute more for its files
     slept.clear()
-    assert doctor.wait(tmp_path, 2, "7", 2, fake(squeue="PENDING\n"), slept.append) == [{"rank": 0}] and len(slept) == 120
+    assert nodes.wait(tmp_path, 2, "7", 2, fake(squeue="PENDING\n"), slept.append) == [{"rank": 0}] and len(slept) == 120
     files.write_json(tmp_path / "node-1.json", {"rank": 1})
-    assert len(doctor.wait(tmp_path, 2, "7", 10, fake(), slept.append)) == 2
+    assert len(nodes.wait(tmp_path, 2, "7", 10, fake(), slept.append)) == 2
 
 
 def test_a_probe_of_one_node_answers_everything(tmp_path, monkeypatch):
@@ -167,14 +170,14 @@ def test_a_probe_of_one_node_answers_everything(tmp_path, monkeypatch):
     said = json.loads((tmp_path / "node-0.json").read_text())
     assert {k: v for k, v in said.items() if isinstance(v, dict) and "error" in v} == {}
     assert said["all_reduce"]["sum"] == 1 and said["link_won"] and said["problems"] is True and not (tmp_path / "cache").exists()
-    assert sum(f.level == "fail" for f in doctor.judge([said], site.parse({}), 0.0)) == 0
+    assert sum(f.level == "fail" for f in nodes.judge([said], site.parse({}), 0.0)) == 0
 
 
 def test_agent_is_asked_only_when_there_is_one(monkeypatch):
     from poise_hpc import llm
     from poise_hpc.types import PoiseError
 
-    assert list(doctor.agent(config.Config())) == []
+    assert list(here.agent(config.Config())) == []
     settings = config.parse({"search": {"proposer": "llm"}, "agent": {"models": {"default": ["a", "b"]}}})
 
     def judged(answer):
@@ -183,7 +186,7 @@ def test_agent_is_asked_only_when_there_is_one(monkeypatch):
                 raise answer
             return answer
         monkeypatch.setattr(llm, "served_models", served)
-        return [(f.level, f.text) for f in doctor.agent(settings)]
+        return [(f.level, f.text) for f in here.agent(settings)]
 
     assert judged(["a", "b", "c"])[0][0] == "ok"
     assert judged(["a"]) == [("warn", "the endpoint does not list b; it lists a")]
@@ -192,9 +195,9 @@ def test_agent_is_asked_only_when_there_is_one(monkeypatch):
 
 def test_a_narrow_search_on_many_slots_is_said():
     def found(**search):
-        return list(doctor.slots(site.Site(scheduler="local"), config.Config.model_validate({"search": search, "jobs": {"max_parallel": 8}})))
+        return list(here.slots(site.Site(scheduler="local"), config.Config.model_validate({"search": search, "jobs": {"max_parallel": 8}})))
 
     (finding,) = found()
     assert finding.level == "warn" and "4 candidates with 2 seeds" in finding.text and "search.asynchronous: true" in finding.cure
     assert found(asynchronous=True) == found(window=2) == []  # somebody has chosen
-    assert list(doctor.slots(site.Site(scheduler="local"), config.Config())) == []  # the lab's two slots
+    assert list(here.slots(site.Site(scheduler="local"), config.Config())) == []  # the lab's two slots

@@ -10,8 +10,9 @@ from click.testing import CliRunner
 from helpers_lab import tiny
 from helpers_vllm import needs_vllm
 
-from poise_hpc import config, doctor, files
+from poise_hpc import config, files
 from poise_hpc.cli import main
+from poise_hpc.doctor import here
 from poise_hpc.rollout.base import check_installed
 from poise_hpc.settings import overlay
 from poise_hpc.types import UsageError
@@ -43,8 +44,8 @@ def test_run_refuses_before_a_campaign_is_there(without, tmp_path):
 
 def test_doctor_misses_what_the_config_wants(monkeypatch):
     monkeypatch.setattr("poise_hpc.campaign.versions", lambda: {"torch": "2", "vllm": None})
-    assert [f.level for f in doctor.machine(wants())] == ["ok"]
-    finding, = doctor.machine(wants(rollout={"engine": "vllm"}))
+    assert [f.level for f in here.machine(wants())] == ["ok"]
+    finding, = here.machine(wants(rollout={"engine": "vllm"}))
     assert finding.level == "fail" and "vllm" in finding.text and "poise_hpc[vllm]" in finding.cure
 
 
