@@ -17,9 +17,10 @@ from . import duplicates, files, jobspec, orders, packages, recording, reviewing
 from .agent.base import Author, Proposer
 from .archive import ArchiveView
 from .campaign import Attempt, Campaign, Candidate
-from .cluster import Cluster, Gone, Submitted
+from .cluster.base import Cluster
 from .lifecycle import AFTER_REVIEW, RESTING, THINKING, next_stage
 from .proposing import Proposing
+from .scheduler import Gone, Submitted
 from .stored import read_result, read_submitted
 from .thinking import Thinking
 from .types import BASELINE_ID, Outcome, PoiseError, Stage

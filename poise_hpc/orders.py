@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import files, guidance
 from .campaign import Campaign, Candidate
-from .cluster import SchedulerAway
+from .cluster.slurm import SchedulerAway
 from .jobs import STOP
 from .lifecycle import RESTING
 from .proposing import DRAIN

@@ -56,7 +56,7 @@ def submissions(root: Path, config: Config, site_file: Path | None, keeper: Path
     from . import jobspec
     from .campaign import Campaign
     from . import site as sites
-    from .cluster import SlurmCluster
+    from .cluster.slurm import SlurmCluster
 
     kept = keeper / "site.yaml"
     site = sites.load(site_file) if site_file else sites.load(kept) if kept.exists() else sites.Site(scheduler="local")

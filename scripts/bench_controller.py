@@ -41,7 +41,7 @@ from poise_hpc.agent.base import Context  # noqa: E402
 from poise_hpc.agent.recipe import declared, of_proposal, sound  # noqa: E402
 from poise_hpc.archive import read  # noqa: E402
 from poise_hpc.campaign import Campaign  # noqa: E402
-from poise_hpc.cluster import InlineCluster  # noqa: E402
+from poise_hpc.cluster.inline import InlineCluster  # noqa: E402
 from poise_hpc.config import parse  # noqa: E402
 from poise_hpc.controller import Controller  # noqa: E402
 from poise_hpc.selection.acquisition import choose_parent  # noqa: E402

@@ -37,7 +37,7 @@ from llm_server import Answer, LLMServer  # noqa: E402
 from poise_hpc import files, site  # noqa: E402
 from poise_hpc.agent.offline import OfflineProposer  # noqa: E402
 from poise_hpc.campaign import Campaign  # noqa: E402
-from poise_hpc.cluster import SlurmCluster  # noqa: E402
+from poise_hpc.cluster.slurm import SlurmCluster  # noqa: E402
 from poise_hpc.controller import Controller  # noqa: E402
 from poise_hpc.jobspec import job_prefix  # noqa: E402
 

@@ -36,7 +36,7 @@ from helpers_slurm import VirtualCluster, processes, virtual_cluster  # noqa: E4
 from poise_hpc import archive, config, files  # noqa: E402
 from poise_hpc.agent.offline import OfflineProposer  # noqa: E402
 from poise_hpc.campaign import Campaign  # noqa: E402
-from poise_hpc.cluster import InlineCluster  # noqa: E402
+from poise_hpc.cluster.inline import InlineCluster  # noqa: E402
 from poise_hpc.controller import Controller  # noqa: E402
 from poise_hpc.settings import overlay  # noqa: E402
 from poise_hpc.types import Outcome  # noqa: E402

@@ -14,8 +14,9 @@ from helpers_campaign import noop_work
 from poise_hpc import archive, files
 from poise_hpc.agent.offline import OfflineProposer
 from poise_hpc.campaign import Campaign
-from poise_hpc.cluster import InlineCluster, Submitted
+from poise_hpc.cluster.inline import InlineCluster
 from poise_hpc.controller import Controller
+from poise_hpc.scheduler import Submitted
 from poise_hpc.types import Outcome
 
 # What may differ between two runs of one campaign: when and how often, not what.

@@ -13,7 +13,7 @@ from helpers_slurm import REPO, VirtualCluster, until
 
 from poise_hpc.agent.offline import OfflineProposer
 from poise_hpc.campaign import Campaign
-from poise_hpc.cluster import for_campaign
+from poise_hpc.cluster.base import for_campaign
 from poise_hpc.controller import Controller
 from poise_hpc.settings import overlay
 from poise_hpc.types import Stage

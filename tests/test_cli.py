@@ -15,7 +15,7 @@ from helpers_campaign import campaign
 from helpers_drive import drive, failing, write_package
 
 from poise_hpc import cli, files
-from poise_hpc.cluster import InlineCluster
+from poise_hpc.cluster.inline import InlineCluster
 from poise_hpc.types import Outcome
 
 SITES = Path(__file__).parents[1] / "configs" / "sites"

@@ -16,8 +16,9 @@ from poise_hpc import config as configuration
 from poise_hpc import files, jobs
 from poise_hpc.agent.offline import OfflineProposer
 from poise_hpc.campaign import Campaign
-from poise_hpc.cluster import LocalCluster, Submitted
+from poise_hpc.cluster.local import LocalCluster
 from poise_hpc.controller import Controller
+from poise_hpc.scheduler import Submitted
 from poise_hpc.types import Outcome, Stage
 
 

@@ -14,7 +14,8 @@ from helpers_drive import Killed, Mortal, ShuffledCluster, archive_of, controlle
 from poise_hpc import archive, files, orders, packages, worker
 from poise_hpc.algorithms import load
 from poise_hpc.campaign import Campaign
-from poise_hpc.cluster import InlineCluster, SchedulerAway
+from poise_hpc.cluster.inline import InlineCluster
+from poise_hpc.cluster.slurm import SchedulerAway
 from poise_hpc.types import Outcome, PoiseError, Stage
 
 SMALL = {"search": {"candidates": 4, "train_seeds": [0, 1]}}

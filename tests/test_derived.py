@@ -14,7 +14,8 @@ from helpers_kill import TINY, left_over
 
 from poise_hpc import archive, cli, derived, files, reading, views
 from poise_hpc.campaign import Campaign
-from poise_hpc.cluster import InlineCluster, for_campaign
+from poise_hpc.cluster.base import for_campaign
+from poise_hpc.cluster.inline import InlineCluster
 from poise_hpc.types import Outcome, UsageError
 
 

@@ -13,7 +13,7 @@ from poise_hpc.agent.base import DraftRejected
 from poise_hpc.agent.offline import OfflineProposer
 from poise_hpc.agent.tally import Tally
 from poise_hpc.campaign import Campaign
-from poise_hpc.cluster import InlineCluster
+from poise_hpc.cluster.inline import InlineCluster
 from poise_hpc.controller import Controller
 from poise_hpc.types import Outcome
 

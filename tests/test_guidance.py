@@ -11,7 +11,7 @@ from poise_hpc import cli, config, files, guidance
 from poise_hpc.agent.base import Draft
 from poise_hpc.agent.novelty import check_novelty
 from poise_hpc.agent.offline import OfflineProposer
-from poise_hpc.cluster import InlineCluster
+from poise_hpc.cluster.inline import InlineCluster
 from poise_hpc.controller import Controller
 from poise_hpc.selection.acquisition import choose_parent
 from poise_hpc.selection.features import Table, pareto_strength

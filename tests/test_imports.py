@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "poise_hpc"
 HOMES = {
-    "submitit": {"cluster.py"}, "h5py": {"archive.py"}, "openai": {"llm.py"}, "deepspeed": {"training/engine.py"},
+    "submitit": {"cluster/submission.py"}, "h5py": {"archive.py"}, "openai": {"llm.py"}, "deepspeed": {"training/engine.py"},
     "vllm": {"rollout/vllm_engine.py"}}
 
 
@@ -54,7 +54,7 @@ def test_imports_point_inward(layer, forbidden):
 
 def test_the_login_node_needs_no_torch(tmp_path):
     code = ("import sys; sys.modules['torch'] = None; sys.modules['transformers'] = None; sys.modules['deepspeed'] = None\n"
-            "import poise_hpc.cli, poise_hpc.controller, poise_hpc.views, poise_hpc.derived, poise_hpc.agent.offline, poise_hpc.cluster\n"
+            "import poise_hpc.cli, poise_hpc.controller, poise_hpc.views, poise_hpc.derived, poise_hpc.agent.offline, poise_hpc.cluster.base, poise_hpc.doctor\n"
             "import poise_hpc.recording, poise_hpc.proposing, poise_hpc.selection.acquisition, poise_hpc.tasks.base, poise_hpc.report.page\n")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

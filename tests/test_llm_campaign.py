@@ -22,7 +22,7 @@ from poise_hpc import files, orders, replaying, views
 from poise_hpc.agent.llm_proposer import LLMProposer
 from poise_hpc.agent.offline import OfflineProposer
 from poise_hpc.campaign import Campaign
-from poise_hpc.cluster import InlineCluster
+from poise_hpc.cluster.inline import InlineCluster
 from poise_hpc.controller import Controller
 from poise_hpc.llm import Client
 from poise_hpc.replay import Replay

@@ -17,7 +17,7 @@ from helpers_drive import controller, drive, failing
 
 from poise_hpc import archive, cli, config, derived, files, stats, views
 from poise_hpc.campaign import Campaign
-from poise_hpc.cluster import InlineCluster
+from poise_hpc.cluster.inline import InlineCluster
 from poise_hpc.evaluation import metrics
 from poise_hpc.report import board, curves, evidence, gather, markup, page, progress, svg, tree, words
 from poise_hpc.transcript import Amount, Limit, Request, Transcript

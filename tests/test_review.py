@@ -11,7 +11,7 @@ from helpers_drive import Mortal
 from poise_hpc import packages
 from poise_hpc.agent.base import Draft, DraftRejected
 from poise_hpc.agent.offline import OfflineProposer
-from poise_hpc.cluster import InlineCluster
+from poise_hpc.cluster.inline import InlineCluster
 from poise_hpc.controller import Controller
 from poise_hpc.reviewing import Ending, review
 from poise_hpc.transcript import BudgetExceeded

@@ -13,7 +13,7 @@ from poise_hpc import derived, files, jobspec, orders, screening, views
 from poise_hpc.agent import evidence, llm_reflect
 from poise_hpc.agent.base import Facts
 from poise_hpc.campaign import Attempt, Campaign, Candidate
-from poise_hpc.cluster import InlineCluster
+from poise_hpc.cluster.inline import InlineCluster
 from poise_hpc.config import Rung
 from poise_hpc.types import Outcome, Proposal, Stage, UsageError
 

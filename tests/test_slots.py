@@ -13,7 +13,7 @@ from helpers_drive import Mortal, ShuffledCluster, archive_of, drive
 from poise_hpc import files
 from poise_hpc.agent.offline import OfflineProposer
 from poise_hpc.campaign import Campaign
-from poise_hpc.cluster import InlineCluster
+from poise_hpc.cluster.inline import InlineCluster
 from poise_hpc.config import Search
 from poise_hpc.controller import Controller
 

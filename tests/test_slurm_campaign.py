@@ -14,7 +14,7 @@ from helpers_slurm_campaign import NOOP, SITE, attempts, controller, drive, even
 
 from poise_hpc import orders
 from poise_hpc.campaign import Campaign
-from poise_hpc.cluster import SlurmCluster
+from poise_hpc.cluster.slurm import SlurmCluster
 from poise_hpc.types import Outcome, Stage
 
 pytestmark = needs_slurm

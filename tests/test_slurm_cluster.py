@@ -10,7 +10,7 @@ import submitit
 from helpers_campaign import campaign
 
 from poise_hpc import jobs, jobspec, scheduler, site, standalone
-from poise_hpc.cluster import SlurmCluster
+from poise_hpc.cluster.slurm import SlurmCluster
 from poise_hpc.scheduler import FINAL, Gone, SchedulerSilent, Submitted, elements
 from poise_hpc.types import Outcome, PoiseError
 
@@ -481,7 +481,7 @@ def attempts(folder: Path, count: int) -> list[Path]:
 
 def test_sbatch_that_hangs_is_left_alone(slurm, tmp_path, sbatch, monkeypatch):
     """The scheduler may have taken the job: it is looked up by its name before another is submitted."""
-    monkeypatch.setattr("poise_hpc.cluster.SBATCH_S", 0.3)
+    monkeypatch.setattr("poise_hpc.cluster.submission.SBATCH_S", 0.3)
     sbatch("sleep 60")
     fake = cluster(slurm)
     assert fake.submit(attempts(tmp_path, 1), PREFIX + "x", "check", 1) is None and fake.batches([("c", "")]) == []

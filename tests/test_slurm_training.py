@@ -19,7 +19,8 @@ from poise_hpc import archive, files
 from poise_hpc import config as configuration
 from poise_hpc.agent.offline import OfflineProposer
 from poise_hpc.campaign import Campaign
-from poise_hpc.cluster import LocalCluster, for_campaign
+from poise_hpc.cluster.base import for_campaign
+from poise_hpc.cluster.local import LocalCluster
 from poise_hpc.controller import Controller
 from poise_hpc.settings import overlay, read
 from poise_hpc.types import Outcome, Stage

@@ -75,7 +75,7 @@ def fit(config: Any, site_file: Path | None, force: bool) -> None:
 def build(campaign: Any, say: Callable[[str], None], thinks: bool = True) -> Any:
     """The campaign's controller. `thinks=False`: for carrying out orders only, where there may be no endpoint and no key."""
     from ..agent.offline import OfflineProposer
-    from ..cluster import for_campaign
+    from ..cluster.base import for_campaign
     from ..controller import Controller
 
     llm = thinks and campaign.config.search.proposer == "llm"

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from .. import files, probe
 from .. import site as sites
-from ..cluster import clean_environment
+from ..cluster.submission import clean_environment
 from ..config import Config
 from ..scheduler import SchedulerSilent
 from ..site import Site

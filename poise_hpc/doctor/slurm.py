@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from .. import site as sites
-from ..cluster import clean_environment
+from ..cluster.submission import clean_environment
 from ..config import Config
 from ..scheduler import SchedulerSilent
 from ..site import Site

@@ -1,0 +1,1 @@
+"""Where jobs run. Truth about them is taken from our own files."""
