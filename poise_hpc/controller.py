@@ -23,7 +23,7 @@ from .proposing import Proposing
 from .scheduler import Gone, Submitted
 from .stored import read_result, read_submitted
 from .thinking import Thinking
-from .types import BASELINE_ID, Outcome, PoiseError, Stage
+from .types import BASELINE_ID, Outcome, Stage
 
 VANISHED = {"payload": {}, "run_seconds": 0.0}
 
@@ -397,6 +397,3 @@ def drive(controller: Controller, sleep: Callable[[float], None], lock: Any, wat
         watch()
         if not moved:
             sleep(controller.cluster.idle_s)
-
-
-__all__ = ["Controller", "drive", "BASELINE_ID", "PoiseError"]

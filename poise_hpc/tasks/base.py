@@ -92,6 +92,14 @@ def load_task(config: Config, data_sha256: str | None = None) -> Task:
     return task
 
 
+def check_known(task: Task, split: str, purpose: str) -> None:
+    """UsageError for problems of a split that the task does not have, or for no purpose of ours."""
+    if split not in task.splits:
+        raise UsageError(f"task {task.name!r} has no split {split!r}" + did_you_mean(split, task.splits))
+    if purpose not in PURPOSES:
+        raise UsageError(f"a purpose is one of {', '.join(PURPOSES)}, not {purpose!r}")
+
+
 def summary(config: Config) -> str:
     """The reward, the longest completion and the start model in one line, for who designs algorithms; "" where the task tells nothing
     (a class method `summary(options, model_options)`)."""

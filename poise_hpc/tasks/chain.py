@@ -24,7 +24,7 @@ from pydantic import Field, model_validator
 from .. import files
 from ..section import Section, Tuple
 from ..types import UsageError
-from .base import PURPOSES, Grade, Problem, Progress, did_you_mean, parse_options
+from .base import PURPOSES, Grade, Problem, Progress, check_known, parse_options
 
 SYMBOLS = (*"0123456789+-*.=;", "<a>", "</a>", "<bos>", "<eos>", "<pad>")
 ID = {symbol: i for i, symbol in enumerate(SYMBOLS)}
@@ -98,10 +98,7 @@ class Chain:
         return draw(rng, self.options.train, "train", "train")
 
     def problems(self, split: str, purpose: str, count: int) -> list[Problem]:
-        if split not in self.splits:
-            raise UsageError(f"task 'chain' has no split {split!r}" + did_you_mean(split, self.splits))
-        if purpose not in PURPOSES:
-            raise UsageError(f"a purpose is one of {', '.join(PURPOSES)}, not {purpose!r}")
+        check_known(self, split, purpose)
         found: dict[str, Problem] = {}
         for i in range(100 * count):
             if len(found) == count:

@@ -18,7 +18,7 @@ from pydantic import AfterValidator
 
 from ..section import Tuple
 from ..types import UsageError
-from .base import PURPOSES, Grade, Problem, did_you_mean, parse_options
+from .base import PURPOSES, Grade, Problem, check_known, parse_options
 from .chain import purpose_of
 from .grading_rules import boxed
 from .text import TextOptions, TextTask, text_hash
@@ -62,10 +62,7 @@ class Logic(TextTask):
         return self._problem(*draw(random.Random(f"logic train {seed} {index}"), self.options.train, "train"), "train")
 
     def problems(self, split: str, purpose: str, count: int) -> list[Problem]:
-        if split not in self.splits:
-            raise UsageError(f"task 'logic' has no split {split!r}" + did_you_mean(split, self.splits))
-        if purpose not in PURPOSES:
-            raise UsageError(f"a purpose is one of {', '.join(PURPOSES)}, not {purpose!r}")
+        check_known(self, split, purpose)
         found: dict[str, str] = {}
         for i in range(20 * count):
             if len(found) == count:

@@ -20,7 +20,7 @@ from .. import data
 from ..data import Row
 from ..section import Positive, Section, Tuple
 from ..types import UsageError
-from .base import PURPOSES, Grade, Problem, did_you_mean, parse_options
+from .base import PURPOSES, Grade, Problem, check_known, parse_options
 from .grading import FAILED, Grader, Verdict
 from .grading_rules import boxed
 from .text import TextOptions, TextTask, text_hash
@@ -112,10 +112,7 @@ class Math(TextTask):
         return [row for row, prompt in zip(rows, prompts, strict=True) if len(prompt) <= self.options.max_prompt_tokens]
 
     def problems(self, split: str, purpose: str, count: int) -> list[Problem]:
-        if split not in self.splits:
-            raise UsageError(f"task 'math' has no split {split!r}" + did_you_mean(split, self.splits))
-        if purpose not in PURPOSES:
-            raise UsageError(f"a purpose is one of {', '.join(PURPOSES)}, not {purpose!r}")
+        check_known(self, split, purpose)
         name, rows = self._evaluated(split, purpose)
         if name is None:
             raise UsageError(f"split {split!r} has no confirmation problems: name a set in task.options.splits.{split}.confirmation, or "
