@@ -160,7 +160,7 @@ class TestReal:
             package = tmp_path / "modules" / "poise_hpc"
             package.mkdir(parents=True)
             (package / "standalone.py").write_text(RANKS)
-            for name in ("__init__.py", "types.py", "config.py", "site.py"):
+            for name in ("__init__.py", "types.py", "isolation.py", "section.py", "settings.py", "strict_yaml.py", "site.py"):
                 shutil.copy(REPO / "poise_hpc" / name, package)
             out = tmp_path / "out put"
             out.mkdir()
