@@ -38,7 +38,7 @@ def data() -> None:
 
 main.under("Run", planning.plan, running.run, running.step, tools.doctor)
 main.under("Look", looking.status, looking.watch, looking.leaderboard, looking.show, looking.logs, looking.report)
-main.under("Test what was found", again.confirm, again.ablate, again.transfer, again.rerun, again.replay)
+main.under("Test what was found", again.confirm, again.ablate, again.control, again.transfer, again.rerun, again.replay)
 main.under("Take a winner along", exporting.export)
 main.under("Your own algorithm", tools.check, steering.add)
 main.under("Guide the search", steering.directive, steering.idea, steering.pin, steering.veto)
