@@ -77,6 +77,7 @@ class Train(Section):
     gradient_checkpointing: bool = False  # layers keep their inputs only: a third more arithmetic, far less memory
     checkpoint_every: Positive = 8      # steps
     share_prompt: bool = True           # compute a prompt once per group in the update
+    reward: Literal["task", "random"] = "task"  # random: a coin for each completion, the control that asks what training alone does
     skip_zero_advantage: bool = True    # where the algorithm promises zero_advantage_zero_loss
 
     @field_validator("deepspeed")

@@ -1,9 +1,10 @@
-"""Campaigns made from an archive entry: rerun, confirm, ablate, transfer. Each is an ordinary campaign in a sub-folder
+"""Campaigns made from an archive entry: rerun, confirm, ablate, control, transfer. Each is an ordinary campaign in a sub-folder
 of its origin, with a fixed list of packages instead of a proposer, so it survives kills and keeps records like any other.
 
     rerun     the entry as c0000, its own seeds: do the numbers come again?
     confirm   baseline and entry, fresh seeds, the task's confirmation prompts
     ablate    baseline, entry, and the entry without each of its mechanisms
+    control   baseline and entry, trained on random rewards
     transfer  baseline and entry in another config
 
 Everything is taken from the entry's record: code, config, seeds. Jobs run where the origin's did, unless told otherwise.
@@ -93,6 +94,8 @@ def settings(kind: str, config: configuration.Config, entry: Entry, seeds: int |
         change["search"]["train_seeds"] = list(range(first, first + (seeds or 5)))
     elif seeds is not None:
         change["search"]["train_seeds"] = list(used[:seeds]) + list(range(max(used) + 1, max(used) + 1 + seeds - len(used)))
+    if kind == "control":
+        change["train"] = {"reward": "random"}
     if kind == "confirm":
         change["evaluate"] = {"purpose": "confirmation"}
     return configuration.parse(overlay(config.dump(), change))
@@ -129,7 +132,8 @@ def existing(origin: Campaign) -> list[Path]:
 
 
 def report(kind: str, campaign: Campaign) -> dict[str, Any]:
-    """The derived leaderboard; for `rerun`, the comparison with the original record; for `ablate`, each mechanism's effect."""
+    """The derived leaderboard; for `rerun`, the comparison with the original record; for `ablate`, each mechanism's effect; for `control`,
+    what random rewards came to."""
     data = views.leaderboard(campaign) | {"kind": kind, "origin": campaign.meta["origin"]}
     if kind == "rerun":
         made = campaign.meta["origin"]
@@ -139,7 +143,22 @@ def report(kind: str, campaign: Campaign) -> dict[str, Any]:
             data["comparison"] = compare(old, read(new_path))
     if kind == "ablate":
         data["effects"] = effects(campaign)
+    if kind == "control":
+        data["control"] = control(campaign)
     return data
+
+
+def control(campaign: Campaign) -> list[dict[str, Any]]:
+    """Overall of baseline and entry under random rewards, beside what they have in their records under the task's, and the untrained policy's."""
+    entries, records = ArchiveView.load(campaign.root).entries, campaign.root.parent.parent / "records"
+    start = next((e.score.curve.get(START) for e in entries if e.id == BASELINE_ID and e.score), None)
+    out = []
+    for e in entries:
+        id = e.id if e.id == BASELINE_ID else campaign.meta["origin"]["id"]
+        own = read(records / f"{id}.h5").score
+        out.append({"id": id, "name": e.name, "cause": e.cause, "random": e.score.overall if e.score else None,
+                    "random_ci": e.score.ci if e.score else None, "task": own["overall"] if own else None, "untrained": start})
+    return out
 
 
 def effects(ablation: Campaign) -> list[dict[str, Any]]:
@@ -181,6 +200,10 @@ def report_text(data: dict[str, Any]) -> str:
     if data.get("effects"):
         text += "\n" + views.table([[e["mechanism"], f"failed: {e['cause']}" if e["cause"] else views.interval(e["effect"], e["ci"], sign=True)]
                                     for e in data["effects"]], ["mechanism", f"effect: {data['origin']['id']} with it, less without it"])
+    if data.get("control"):
+        text += "\n" + views.table([[e["id"], e["name"], f"failed: {e['cause']}" if e["cause"] else views.interval(e["random"], e["random_ci"]),
+                                     views.interval(e["task"], None), views.interval(e["untrained"], None)] for e in data["control"]],
+                                   ["id", "name", "random rewards", "the task's", "untrained"])
     if "comparison" in data:
         c = data["comparison"]
         if c["overall"][0] is None and c["overall"][1] is not None:

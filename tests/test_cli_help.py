@@ -13,7 +13,7 @@ from poise_hpc import cli
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "archive_store" / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "slurm").glob("*.md"))]
-SUBMITTING = {"run", "step", "rerun", "confirm", "ablate", "transfer", "replay"}  # doctor has --no-job
+SUBMITTING = {"run", "step", "rerun", "confirm", "ablate", "control", "transfer", "replay"}  # doctor has --no-job
 
 
 def leaves(group=cli.main, path=()):

@@ -63,6 +63,18 @@ def test_ablate_runs_the_entry_without_each_of_its_mechanisms(origin):
         assert f"{e['mechanism']}  {e['effect']:+.1f}" in derived.report_text(data)
 
 
+@pytest.mark.parametrize("id", ["c0001", "c0000"])
+def test_control_trains_on_random_rewards_and_shows_both_beside_the_untrained_policy(origin, id):
+    target = derived.create("control", origin, id, None, None)
+    assert target.config.train.reward == "random" and target.config.search.train_seeds == (0, 1) and origin.config.train.reward == "task"
+    drive(target.root)
+    data = derived.report("control", target)
+    assert [e["id"] for e in data["control"]] == ["c0000", "c0001"][:1 + (id != "c0000")]
+    for e in data["control"]:
+        assert e["task"] == archive.read(origin.records / f"{e['id']}.h5").score["overall"] and e["untrained"] is not None
+        assert e["random"] is not None and f"{e['task']:.1f}" in derived.report_text(data)
+
+
 def test_a_rerun_says_what_came_again(origin):
     """The noop jobs' numbers depend on the candidate's id, which is c0000 in the rerun: the baseline's come again, others differ."""
     for id, same in (("c0000", True), ("c0001", False)):

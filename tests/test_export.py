@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 NAMES = [*seeds.SEEDS, "c0061"]
 REFUSED = {("verl", "dapo"): "leaves completions out"}
 VERL = os.environ.get("POISE_VERL_PYTHON") or (sys.executable if importlib.util.find_spec("verl") else None)
-needs_trl = pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="needs trl (extra `bench`)")
+needs_trl = pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="needs trl (extra `test`)")
 needs_verl = pytest.mark.skipif(VERL is None, reason="needs verl: POISE_VERL_PYTHON")
 
 

@@ -73,7 +73,7 @@ def undisturbed(cluster, cache, tmp_path_factory) -> dict[str, Any]:
         drive(driven, limit_s=500)
     (trained,), evaluated = attempts(driven, Stage.TRAIN), attempts(driven, Stage.EVALUATE)
     assert trained.result["ranks"] == 4
-    assert sorted(a.submitted["job_id"].partition("_")[2] for a in evaluated) == ["0", "1", "2", "3"]  # 2 points x 2 benchmarks
+    assert sorted(a.submitted["job_id"].partition("_")[2] for a in evaluated) == [str(i) for i in range(6)]  # the untrained policy and 2 points, x 2 benchmarks
     return facts(driven)
 
 

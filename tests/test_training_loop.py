@@ -59,6 +59,18 @@ def test_policy_is_computed_by_reproducible_operations_only():
     assert torch.is_deterministic_algorithms_warn_only_enabled()
 
 
+def test_random_rewards_are_coins_whatever_was_said_and_what_is_right_is_still_recorded():
+    conf = h.make_config({"reward": "random"}, rollout={"prompts": 30, "group_size": 8})
+    sampled, _ = h.make_trainer(conf).rollouts(0, loop.metrics.Stopwatch())
+    plain, _ = h.make_trainer(h.make_config(rollout={"prompts": 30, "group_size": 8})).rollouts(0, loop.metrics.Stopwatch())
+    reward = sampled.rollouts.reward
+    assert set(reward.tolist()) == {0.0, 1.0} and abs(reward.mean().item() - 0.5) < 0.13  # 4 standard deviations of 240 coins
+    assert all(reward.equal(values) for values in sampled.rollouts.components.values()) and bool(sampled.rollouts.valid.all())
+    assert sampled.tokens.equal(plain.tokens) and sampled.correct.equal(plain.correct)
+    assert h.make_trainer(conf).rollouts(0, loop.metrics.Stopwatch())[0].rollouts.reward.equal(reward)
+    assert not h.make_trainer(conf, seed=1).rollouts(0, loop.metrics.Stopwatch())[0].rollouts.reward.equal(reward)
+
+
 def test_global_random_state_does_not_matter():
     a, b = h.make_trainer(h.make_config()), h.make_trainer(h.make_config())
     torch.manual_seed(1)

@@ -28,7 +28,7 @@ def main() -> None:
 
 @click.group(cls=Group)
 def archive() -> None:
-    """Verify the HDF5 records, rebuild their index."""
+    """Verify the HDF5 records, rebuild their index, pack a campaign into one file."""
 
 
 @click.group(cls=Group)
@@ -38,11 +38,11 @@ def data() -> None:
 
 main.under("Run", planning.plan, running.run, running.step, tools.doctor)
 main.under("Look", looking.status, looking.watch, looking.leaderboard, looking.show, looking.logs, looking.report)
-main.under("Test what was found", again.confirm, again.ablate, again.transfer, again.rerun, again.replay)
+main.under("Test what was found", again.confirm, again.ablate, again.control, again.transfer, again.rerun, again.replay)
 main.under("Take a winner along", exporting.export)
 main.under("Your own algorithm", tools.check, steering.add)
 main.under("Guide the search", steering.directive, steering.idea, steering.pin, steering.veto)
 main.under("Stop and go on", steering.hold, steering.retry, steering.drain, steering.cancel)
 main.under("Files", archive, data)
-archive.under("Commands", stores.verify, stores.rebuild)
+archive.under("Commands", stores.verify, stores.rebuild, stores.pack)
 data.under("Commands", stores.fetch, stores.import_set, stores.verify_sets)

@@ -41,6 +41,7 @@ rerun = derived("rerun", "Repeat an entry from its record alone. Trains and eval
                 "records/, or be one record's file.")
 confirm = derived("confirm", "A winner on fresh seeds and unseen prompts. Against the baseline; selection never saw the prompts.")
 ablate = derived("ablate", "A winner with each of its mechanisms switched off. In turn, on paired seeds.")
+control = derived("control", "A candidate and the baseline on random rewards. How much of a score does training alone bring, whatever is rewarded?")
 transfer = derived("transfer", "A winner against the baseline in another setting. Which one says --config.", config_needed=True)
 
 

@@ -41,6 +41,20 @@ def rebuild(campaign: Path, as_json: bool) -> None:
 
 
 @click.command()
+@campaign_argument
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--transcript", is_flag=True, help="With all that the language model was sent and said.")
+@as_json
+def pack(campaign: Path, file: Path, transcript: bool, as_json: bool) -> None:
+    """Records, configuration and events as one tar FILE. To share a campaign, or to keep it in one file; `tar xf` brings it back."""
+    from ..campaign import Campaign
+    from ..pack import pack as write
+
+    emit(write(Campaign.open(campaign), file, transcript), as_json,
+         lambda d: f"{d['file']}: {d['records']} records, {d['bytes'] / 1e6:.1f} MB  sha256 {d['sha256']}")
+
+
+@click.command()
 @click.argument("name")
 @click.argument("folder", type=FOLDER)
 @REPLACE

@@ -15,14 +15,15 @@ ROW = 26
 
 
 def confirmed(f: Findings) -> Html:
-    parts = [_pairs(f), _ablations(f), _transfers(f), _reruns(f)]
+    parts = [_pairs(f), _ablations(f), _controls(f), _transfers(f), _reruns(f)]
     name = f.winner.id if f.winner else "CANDIDATE"
     return section(
         "confirmed", "Selected against confirmed", *(parts if f.derived else [h("p", (
             "Nothing was tested again yet. The figures above come from the seeds and prompts that selection saw. ",
             h("code", f"poise-hpc confirm CAMPAIGN {name}"), " trains the candidate and the baseline on fresh seeds and evaluates on prompts that "
             "selection never saw; ",
-            h("code", f"poise-hpc ablate CAMPAIGN {name}"), " switches its mechanisms off one by one."))]))
+            h("code", f"poise-hpc ablate CAMPAIGN {name}"), " switches its mechanisms off one by one; ",
+            h("code", f"poise-hpc control CAMPAIGN {name}"), " trains it on random rewards."))]))
 
 
 def itself(d: Derived) -> EntrySummary | None:
@@ -126,6 +127,15 @@ def _needed(effect: dict[str, Any]) -> str:
     if effect["ci"] is None:
         return "–" if effect["effect"] is None else "one seed: no interval"
     return "it helps" if effect["ci"][0] > 0 else "it harms" if effect["ci"][1] < 0 else "not told apart from none"
+
+
+def _controls(f: Findings) -> Html | None:
+    """What comes of training on random rewards."""
+    rows = [[named(f, e["id"]) if e["id"] in f.entries else e["id"], d.name, cell(points(e["random"], e["random_ci"]), number=True),
+             cell(points(e["task"]), number=True), cell(points(e["untrained"]), number=True)] for d in f.of("control") for e in d.report["control"]]
+    head = ["Candidate", "Campaign", "#Random rewards", "#The task's", "#Untrained"]
+    return h("div", h("h3", "Control: random rewards"), table(head, rows, "Random rewards"), note(
+        "Overall of the same training with a coin in place of each reward. What it has over the untrained policy is no learning of the task.")) if rows else None
 
 
 def _transfers(f: Findings) -> Html | None:

@@ -29,7 +29,7 @@ class Derived:
     """What `derived.report` says of one campaign that was made from an entry, and how far it is."""
 
     name: str
-    kind: str                       # confirm, ablate, transfer, rerun
+    kind: str                       # confirm, ablate, control, transfer, rerun
     candidate: str                  # of this campaign
     report: dict[str, Any]
     seeds: tuple[int, ...]

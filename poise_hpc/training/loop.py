@@ -23,7 +23,7 @@ from ..algorithms import ops
 from ..algorithms.base import Algorithm, PolicyBatch, RolloutBatch
 from ..config import Config
 from ..rollout.base import RolloutEngine, stream_key
-from ..tasks.base import Task
+from ..tasks.base import Grade, Task
 from ..types import CandidateError
 from . import candidate, metrics
 from .batch import StepBatch, concatenate, deal, minibatches, take_groups
@@ -104,13 +104,13 @@ class Trainer:
         try:
             with clock("rollout"):
                 problems = [self.task.train_problem(self.seed, first + i) for i in mine]
+                keys = [stream_key(self.seed, step, round, i) for i in mine]
                 if problems or self.sampler.collective:
                     drawn = self.sampler.generate(
                         [p.prompt for p in problems], config.group_size, temperature=config.temperature,
-                        max_new_tokens=self.task.max_new_tokens, eos_id=self.task.eos_id, pad_id=self.task.pad_id,
-                        keys=[stream_key(self.seed, step, round, i) for i in mine])
+                        max_new_tokens=self.task.max_new_tokens, eos_id=self.task.eos_id, pad_id=self.task.pad_id, keys=keys)
             with clock("grade"):
-                part = self.graded(problems, drawn, step) if problems else None
+                part = self.graded(problems, drawn, step, keys) if problems else None
         except Exception as failure:  # told to all ranks before the next collective, then raised
             error = failure
         self.ranks.agree(error)
@@ -118,14 +118,15 @@ class Trainer:
         with clock("score"):
             return self.scored(batch)
 
-    def graded(self, problems: list[Any], drawn: Any, step: int) -> StepBatch:
+    def graded(self, problems: list[Any], drawn: Any, step: int, keys: list[int]) -> StepBatch:
         n, mask = self.config.rollout.group_size, drawn.mask
         completions = [tokens[:length] for tokens, length in zip(drawn.tokens.tolist(), drawn.length.tolist())]
         grades = self.task.grade([p for p in problems for _ in range(n)], completions, drawn.truncated.tolist())
+        told = [coin(grade, keys[i // n], i % n) for i, grade in enumerate(grades)] if self.config.train.reward == "random" else grades
         rollouts = RolloutBatch(
-            reward=torch.tensor([g.reward for g in grades], dtype=torch.float32),
-            components={k: torch.tensor([g.components[k] for g in grades], dtype=torch.float32) for k in grades[0].components},
-            valid=torch.tensor([g.valid for g in grades]), truncated=drawn.truncated,
+            reward=torch.tensor([g.reward for g in told], dtype=torch.float32),
+            components={k: torch.tensor([g.components[k] for g in told], dtype=torch.float32) for k in told[0].components},
+            valid=torch.tensor([g.valid for g in told]), truncated=drawn.truncated,
             group=torch.arange(len(problems)).repeat_interleave(n), mask=mask, length=drawn.length,
             logp_old=drawn.logp, logp_rollout=drawn.logp, step=step, progress=step / self.config.train.steps,
             max_length=self.task.max_new_tokens)
@@ -250,3 +251,10 @@ def summary(updates: list[dict[str, Any]], last: int, ranks: Ranks) -> dict[str,
         "kl_old": kl / max(tokens, 1.0), "clip_fraction": far / max(tokens, 1.0),
         "trained_rows": sum(u["rows"] for u in updates if u["epoch"] == last),
     }
+
+
+def coin(grade: Grade, key: int, sample: int) -> Grade:
+    """What the algorithm is told in place of `grade` under random rewards (Shao et al. 2025, arXiv:2506.10947): 1 or 0, whatever the
+    completion says. What is recorded as right stays what is right."""
+    reward = float(stream_key("reward", key, sample) & 1)
+    return replace(grade, reward=reward, components=dict.fromkeys(grade.components, reward), valid=True)
