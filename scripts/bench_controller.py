@@ -1,4 +1,4 @@
-#!/usr/bin/env python
+#!/usr/bin/env python3
 """How much time the controller itself takes per candidate, with a no-op evaluation (jobs end at once, in this process).
 
     .venv/bin/python scripts/bench_controller.py [--candidates 40] [--entries 10000] [--json] [--keep DIR]

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """What the loss over a large vocabulary takes: log-probs from the head, piece by piece, against plain log_softmax.
 
     python scripts/bench_memory.py [--tokens 2048] [--vocabulary 151936] [--hidden 256] [--dtype float32] [--json]

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """What length buckets save: attention of a microbatch in few rectangles (poise_hpc/training/buckets.py) against one as wide as the longest.
 
     python scripts/bench_packing.py --cells                      # counted, nothing is computed

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """The memory estimate of `poise-hpc plan` against what training takes: random models on the CPU, rank by rank.
 
     python scripts/bench_plan.py [--model gpt2-1m qwen2-1m gpt2-20m qwen2-20m qwen2-100m] [--zero 0 1 2 3] [--ranks 1 2] [--json]

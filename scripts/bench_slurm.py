@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """`bench_controller.py --slurm`: no-op candidates through a virtual Slurm cluster, this product's and, in the same run, its peers'.
 
 Everything but the work is real: daemons, jobs, supervisors, files, archive. A candidate of ours is two jobs, one after the

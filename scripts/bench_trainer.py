@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """This trainer against TRL's GRPOTrainer: same model, prompts, group size, lengths and number of updates, on the CPU.
 
     pip install -c constraints.txt -e .[bench]

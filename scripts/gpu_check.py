@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """The trainer on one GPU: ZeRO-2 and bfloat16 on a model of 1.5B parameters with random weights, written here from its config.
 
     scripts/gpu_check.sh [--size 1.5b] [--out docs/gpu] [--work DIR] [--steps 4]

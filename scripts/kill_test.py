@@ -1,4 +1,4 @@
-#!/usr/bin/env python
+#!/usr/bin/env python3
 """kill -9 at random moments of a real campaign: does the archive come out as if nothing had happened?
 
     .venv/bin/python scripts/kill_test.py [--moments 10] [--seed 0] [--candidates 4] [--config F] [--json]

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Regenerates tests/golden/*.json: losses, gradients and advantages computed by the peers' own code.
 
     python -m venv /tmp/peers && /tmp/peers/bin/pip install torch==2.13.0 numpy

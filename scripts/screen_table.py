@@ -1,4 +1,4 @@
-#!/usr/bin/env python
+#!/usr/bin/env python3
 """What would screening have saved, and what would it have cost? Rungs, replayed on a table of whole learning curves.
 
     .venv/bin/python scripts/screen_table.py make archive_store/whole docs/data/search_stress.json && poise-hpc run archive_store/whole

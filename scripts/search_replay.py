@@ -1,4 +1,4 @@
-#!/usr/bin/env python
+#!/usr/bin/env python3
 """Does it matter how parents are chosen? Selection strategies, replayed on a table of real lab results.
 
     .venv/bin/python scripts/search_replay.py docs/data/search_stress.json [--json]      the table: scripts/search_table.py

@@ -1,4 +1,4 @@
-#!/usr/bin/env python
+#!/usr/bin/env python3
 """A table of real lab results, on which scripts/search_replay.py asks whether it matters how parents are chosen.
 
     .venv/bin/python scripts/search_table.py make archive_store/search-table     hours; kill it and repeat it as you like

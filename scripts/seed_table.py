@@ -1,4 +1,4 @@
-#!/usr/bin/env python
+#!/usr/bin/env python3
 """Every seed algorithm in a lab, on the same paired training seeds: the table of docs/LAB.md.
 
     .venv/bin/python scripts/seed_table.py archive_store/seeds-base --config configs/base.yaml [--seeds 5] [--json]

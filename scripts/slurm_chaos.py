@@ -1,4 +1,4 @@
-#!/usr/bin/env python
+#!/usr/bin/env python3
 """A campaign on the virtual cluster while things go wrong at random instants, compared with the same campaign undisturbed.
 
     .venv/bin/python scripts/slurm_chaos.py [--candidates 12] [--instants 20] [--seed 0] [--json] [--keep DIR]

@@ -116,6 +116,8 @@ def test_the_headline_names_the_winner_its_confirmation_and_its_luck(finished):
     opening = text[:text.index("Selected against confirmed")]
     assert best.id in opening and words.points(best.score.delta, sign=True) in opening
     assert words.points(row["delta"], sign=True) in opening and "4 fresh seeds, prompts that selection never saw" in opening
+    for delta, ci in ((best.score.delta, best.score.delta_ci), (row["delta"], row["delta_ci"])):
+        assert ci[0] < 0 and f"95 % interval {words.points(delta, ci, sign=True).partition(' ')[2]}" in opening  # not cut at 0, as a score's is
     lead = f.noise * stats.expected_best(len(f.scored))
     assert f"best of {len(f.scored)} scored candidates" in opening and f"seem {lead:.1f} points better" in opening
     confirmed = text[text.index("Selected against confirmed"):]

@@ -66,7 +66,7 @@ def _scale(f: Findings, best: EntrySummary) -> str:
     assert s is not None
     if s.delta is None:
         return f"points Overall; how it stands to {f.label} is not known"
-    interval = f"95 % interval {points(0.0, s.delta_ci).partition(' ')[2]}" if s.delta_ci else "one training seed: no interval"
+    interval = f"95 % interval {points(s.delta, s.delta_ci, sign=True).partition(' ')[2]}" if s.delta_ci else "one training seed: no interval"
     base = f.baseline.score.overall if f.baseline and f.baseline.score else None
     return f"points over {f.label}, {interval}; Overall {points(s.overall)} against {points(base)}, {count(len(s.by_seed), 'paired seed')}"
 
@@ -74,7 +74,7 @@ def _scale(f: Findings, best: EntrySummary) -> str:
 def _confirmed(f: Findings, d: Any, now: EntrySummary) -> Html:
     s = now.score
     assert s is not None
-    interval = f"95 % interval {points(0.0, s.delta_ci).partition(' ')[2]}" if s.delta_ci else "one training seed: no interval"
+    interval = f"95 % interval {points(s.delta, s.delta_ci, sign=True).partition(' ')[2]}" if s.delta_ci else "one training seed: no interval"
     return join([h("p", h("a", d.name, href="#confirmed"), class_="lead"), h("p", points(s.delta, sign=True), class_="big"),
                  h("p", f"points over {f.label}, {interval}; {count(len(d.seeds), 'fresh seed')}, prompts that selection never saw", class_="under")])
 
