@@ -18,6 +18,7 @@ import yaml
 from . import config as configuration
 from . import files
 from .config import Config
+from .lock import LOCK, Lock
 from .stored import read_code, read_or_explain, read_result, read_status, read_submitted, stored_proposal
 from .types import Outcome, PoiseError, Proposal, Stage, UsageError
 
@@ -26,11 +27,6 @@ FORMAT = 1
 OPERATIONAL = re.compile(r"budget(\..*)?|search\.candidates|jobs\.(ranks|max_parallel|\w+_min|memory_gb|infra_retries|retry_wait_s|heartbeat_s)|"
                          # of the agent, not what prompts and rounds are made of: a replay could not repeat them
                          r"agent\.(?!proposals|duplicate_rounds|repair_rounds|synthesize_every|cards).*")
-LOCK_STALE_S = 900.0  # a lock of another host that was not refreshed for so long
-
-
-class CampaignBusy(PoiseError):
-    """Another controller drives this campaign."""
 
 
 @dataclass
@@ -218,65 +214,12 @@ class Campaign:
 
     @contextmanager
     def lock(self) -> Iterator[Lock]:
-        lock = Lock(self.root / "controller.lock")
+        lock = Lock(self.root / LOCK)
         lock.take()
         try:
             yield lock
         finally:
             lock.release()
-
-
-class Lock:
-    """Who drives the campaign. An exclusive file with owner and time, refreshed by `touch`; the dead are taken over."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.mine = files.process_identity() | {"taken": time.time()}
-
-    def take(self) -> None:
-        while not files.create_exclusive(self.path, self.mine):
-            owner, age = self._owner()
-            alive = files.same_host_alive(owner) if owner else None
-            if owner and (alive or (alive is None and age < LOCK_STALE_S)):
-                raise CampaignBusy(f"{self.path.parent} is driven by process {owner['pid']} on {owner['host']} "
-                                 f"(lock refreshed {age:.0f} s ago). Stop that one first; two would submit everything twice")
-            grave = self.path.with_name(f".controller.lock.dead.{os.getpid()}.{time.monotonic_ns()}")
-            try:
-                os.rename(self.path, grave)
-            except FileNotFoundError:
-                continue
-            # Another controller may have buried the dead lock and taken a new one between our look and our rename.
-            if _whole(grave) != owner:
-                try:
-                    os.link(grave, self.path)
-                except FileExistsError:
-                    pass
-            grave.unlink()
-
-    def _owner(self) -> tuple[dict[str, Any] | None, float]:
-        try:
-            return _whole(self.path), time.time() - self.path.stat().st_mtime
-        except FileNotFoundError:
-            return None, 0.0
-
-    def touch(self) -> None:
-        """Refresh it. CampaignBusy if it is no longer ours: a suspended machine's lock is stale when it wakes up."""
-        if (owner := self._owner()[0]) != self.mine:
-            by = f"process {owner['pid']} on {owner['host']} has taken it" if owner else "it is gone"
-            raise CampaignBusy(f"{self.path} is no longer ours: {by}. This controller stops; its jobs go on")
-        os.utime(self.path)
-
-    def release(self) -> None:
-        if self._owner()[0] == self.mine:
-            self.path.unlink()
-
-
-def _whole(lock: Path) -> dict[str, Any] | None:
-    """Its owner; None if there is no lock, or one that nobody has written in full."""
-    try:
-        return files.read_json(lock)
-    except files.CorruptFile:
-        return None
 
 
 def load_attempts(candidate: Path) -> list[Attempt]:

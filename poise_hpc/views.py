@@ -5,14 +5,14 @@ import shlex
 import time
 from typing import Any
 
-from . import eta, files, screening
+from . import eta, files, lock, screening
 from .archive import ArchiveView, read
 from .campaign import Campaign, Candidate, load_attempts
 from .types import BASELINE_ID, START, EntrySummary, Outcome, Stage
 
 
 def status(campaign: Campaign, now: float | None = None, spending: bool = True, archive: ArchiveView | None = None) -> dict[str, Any]:
-    """`{campaign, done, held, budget, inbox, candidates, running}`: the interface that scripts read. `spending`: also "llm"."""
+    """`{campaign, done, driver, held, budget, inbox, candidates, running}`: the interface that scripts read. `spending`: also "llm"."""
     from . import jobspec
     from .proposing import exhausted, inbox
 
@@ -34,8 +34,9 @@ def status(campaign: Campaign, now: float | None = None, spending: bool = True, 
     left = (expected - len(archived)) * sum(spent) / len(spent) / 3600 if spent else None
     at_work = [r for c in [home, *active] for r in running(c, now)]
     soon = eta.campaign_left(campaign, archive.entries, active, at_work, expected - len(rows)) if home.stage == Stage.ARCHIVED else None
+    driver, lost = lock.driver(campaign.root)
     return {
-        "campaign": str(campaign.root), "home": home.stage,
+        "campaign": str(campaign.root), "home": home.stage, "driver": driver, "driver_lost": lost,
         "done": home.stage == Stage.ARCHIVED and bool(why) and not active, "proposing_ended": why,
         "held": [c.id for c in [home, *active] if c.stage == Stage.HELD],
         "budget": {"candidates": wanted, "proposed": made, "archived": len(archived), "expected": expected,
@@ -150,6 +151,10 @@ def verdict(row: dict[str, Any]) -> str:
     return f"scores as {BASELINE_ID}, on every seed" if row["delta"] == 0 and row["delta_ci"] == [0, 0] else row["verdict"]
 
 
+def count(number: int, one: str, many: str = "") -> str:
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
 def interval(value: float | None, ci: Any, sign: bool = False) -> str:
     """Points; `sign`: a difference. A score lies within 0..100, so its interval is cut there: it covers no less."""
     if ci and not sign:
@@ -162,12 +167,15 @@ def interval(value: float | None, ci: Any, sign: bool = False) -> str:
 
 def status_text(data: dict[str, Any]) -> str:
     b = data["budget"]
-    state = f"done: {data['proposing_ended']}" if data["done"] else "held: " + ", ".join(data["held"]) if data["held"] else "in progress"
+    state = f"done: {data['proposing_ended']}" if data["done"] else "held: " + ", ".join(data["held"]) if data["held"] else \
+        "in progress" if data["driver"] else "not finished"
     limit = f" of {b['run_hours_limit']:g}" if b["run_hours_limit"] else ""
     left = f", about {b['run_hours_left']:.2g} to come" if b["run_hours_left"] else ""
     screened = f", {b['screened_out']} screened out" if b["screened_out"] else ""
     lines = [f"{data['campaign']}: {state}", f"candidates {b['proposed']}/{b['candidates']} proposed, {b['archived']} archived (with the baseline)"
              f"{screened}; {b['run_hours']:.2f}{limit} run hours{left}; {b['wall_clock_min']:.0f} min since creation"]
+    if data["driver"] or not data["done"]:
+        lines.insert(1, driver_text(data))
     if data["proposing_ended"] and not data["done"]:
         lines.append(f"nothing new is proposed: {data['proposing_ended']}")
     if data["inbox"]:
@@ -183,6 +191,15 @@ def status_text(data: dict[str, Any]) -> str:
                            ["id", "name", "parents", "stage", "cause"]))
     lines += [progress_text(r) for r in data["running"]]
     return "\n".join(lines)
+
+
+def driver_text(data: dict[str, Any]) -> str:
+    """Who is at work on it; else how it goes on, and who went without a word."""
+    if at := data["driver"]:
+        return f"driven by process {at['pid']} on {at['host']} (lock refreshed {at['refreshed_s']:.0f} s ago)"
+    lost = data["driver_lost"]
+    gone = f" (process {lost['pid']} on {lost['host']} is gone; lock refreshed {lost['refreshed_s']:.0f} s ago)" if lost else ""
+    return f"nobody drives it{gone}: `poise-hpc run {shlex.quote(data['campaign'])}` goes on"
 
 
 def progress_text(r: dict[str, Any]) -> str:

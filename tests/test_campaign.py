@@ -11,7 +11,8 @@ from helpers_campaign import campaign
 
 from poise_hpc import config as configuration
 from poise_hpc import files
-from poise_hpc.campaign import LOCK_STALE_S, Campaign, CampaignBusy, Lock
+from poise_hpc.campaign import Campaign
+from poise_hpc.lock import LOCK_STALE_S, CampaignBusy, Lock
 from poise_hpc.settings import overlay
 from poise_hpc.types import PoiseError, UsageError
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +17,9 @@ from helpers_campaign import campaign
 from helpers_drive import drive, failing, write_package
 
 from poise_hpc import cli, files
+from poise_hpc.campaign import Campaign
 from poise_hpc.cluster.inline import InlineCluster
+from poise_hpc.lock import LOCK, LOCK_STALE_S
 from poise_hpc.types import Outcome
 
 SITES = Path(__file__).parents[1] / "configs" / "sites"
@@ -52,6 +56,40 @@ def test_status_is_the_interface_that_scripts_read(finished):
     assert [c["id"] for c in data["candidates"]] == ["c0000", "c0001", "c0002"]
     assert {"id", "name", "parents", "stage", "outcome", "overall", "ci"} <= data["candidates"][0].keys()
     assert "3 archived" in run("status", finished).output
+
+
+def test_status_says_who_drives_it(held):
+    """Nobody; this process; another host's, at work and silent for longer than its lock counts."""
+    goes_on = f"`poise-hpc run {shlex.quote(str(held))}` goes on"
+    assert json.loads(run("status", held, "--json").stdout)["driver"] is None
+    assert f"nobody drives it: {goes_on}" in run("status", held).output
+    with Campaign.open(held).lock() as lock:
+        me = json.loads(run("status", held, "--json").stdout)["driver"]
+        assert (me["host"], me["pid"]) == (lock.mine["host"], os.getpid()) and me["refreshed_s"] < 60
+        assert f"driven by process {os.getpid()} on {me['host']} (lock refreshed" in run("status", held).output
+    path = held / LOCK
+    files.write_json(path, {"host": "another-host", "pid": 77, "start": 1, "taken": 0.0})
+    assert "driven by process 77 on another-host" in run("status", held).output
+    then = path.stat().st_mtime - LOCK_STALE_S - 60
+    os.utime(path, (then, then))
+    assert json.loads(run("status", held, "--json").stdout)["driver"] is None
+    assert re.search(rf"nobody drives it \(process 77 on another-host is gone; lock refreshed 9\d\d s ago\): {re.escape(goes_on)}",
+                     run("watch", held, code=3).output)
+    files.write_json(path, {"host": me["host"], "pid": os.getpid(), "start": 1, "taken": 0.0})  # a pid that another process has now
+    assert f"nobody drives it (process {os.getpid()} on" in run("status", held).output
+
+
+def test_an_interrupted_run_says_how_to_go_on(tmp_path):
+    opened = campaign(tmp_path / "c", **SMALL)
+    lines, before = [], {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        cli.driving.stop_on_signal(cli.build(opened, say=lines.append))
+        with pytest.raises(SystemExit) as left:
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert left.value.code == 143 and lines[-1].endswith("by signal 15; 0 jobs asked to save and stop. The same command goes on")
 
 
 @pytest.mark.parametrize("command", [

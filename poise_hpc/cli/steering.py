@@ -166,7 +166,7 @@ def tell(campaign: Path, kind: str, text: str, as_json: bool, off: bool = False)
 def settle(campaign: Any, as_json: bool = False) -> None:
     """Carry the order out here, unless a controller is at work, which then does it within a second."""
     from .. import orders
-    from ..campaign import CampaignBusy
+    from ..lock import CampaignBusy
 
     try:
         with campaign.lock():

@@ -31,8 +31,10 @@ def state(f: Findings) -> str:
         words = "Finished."
     elif f.status["held"]:
         words = f"Held, waiting for a person: {', '.join(f.status['held'])}."
+    elif not f.entries and not f.active:
+        words = "Just created."
     else:
-        words = "Just created." if not f.entries and not f.active else "In progress."
+        words = "In progress." if f.status["driver"] else "Not finished, and nobody drives it now."
     return (f"{words} {b['proposed']:,} of {b['candidates']:,} candidates proposed; archived, with the baseline: {len(f.entries):,}; "
             f"failed: {len(f.failed):,}.")
 

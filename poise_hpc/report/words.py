@@ -7,6 +7,7 @@ from typing import Any
 
 from .. import views
 from ..types import BASELINE_ID, EntrySummary
+from ..views import count as count
 from .gather import Findings
 from .markup import Html, cut, h, join
 from .svg import mark
@@ -23,10 +24,6 @@ def minus(words: str) -> str:
 def points(value: float | None, ci: Any = None, sign: bool = False) -> str:
     """As `views.interval`: 27.5 [18.1, 36.8]."""
     return minus(views.interval(value, ci, sign)) if value is not None else "–"
-
-
-def count(number: int, one: str, many: str = "") -> str:
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def duration(seconds: float) -> str:
