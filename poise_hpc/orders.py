@@ -84,7 +84,7 @@ def stop(controller: Controller, candidate: Candidate) -> None:
         controller.event(candidate.id, "scheduler away", f"{away}; jobs end as soon as they look into their folders")
     if candidate.stage not in RESTING:
         candidate.held_from, candidate.stage = candidate.stage, Stage.HELD
-        candidate.cause, candidate.message = "by-a-person", "held by a person; `poise-hpc retry` goes on"
+        candidate.cause, candidate.message = "by-a-person", f"held by a person; `poise-hpc retry {controller.campaign.word}` goes on"
         candidate.save()
 
 

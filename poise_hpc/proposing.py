@@ -212,13 +212,15 @@ def exhausted(campaign: Campaign, archive: ArchiveView, active: Mapping[str, Can
     if count == 0 or inbox(campaign) or (campaign.root / PLANNED / candidate_id(count) / "proposal.json").exists():
         return ""
     if (campaign.root / DRAIN).exists():
-        return f"draining; `poise-hpc drain --off {campaign.root}` ends it"
+        left = search.candidates - (count - 1 - added(archive, active))
+        rest = f"; {left} of {search.candidates} candidates are not proposed" if left > 0 else ""
+        return f"draining: `poise-hpc drain --off {campaign.word}` ends it{rest}"
     if budget.wall_clock_min is not None and now - campaign.meta["created"] > 60 * budget.wall_clock_min:
         return f"the campaign is older than its budget of {budget.wall_clock_min:g} minutes"
     if budget.run_hours is not None and (hours := run_hours(archive, active)) >= budget.run_hours:
         return f"{hours:.2f} of {budget.run_hours:g} run hours are used"
     if count > search.candidates and count - 1 - added(archive, active) >= search.candidates:  # the count first: it is cheap
-        return f"all {search.candidates} candidates are proposed"
+        return f"all {search.candidates} candidates are proposed; `poise-hpc run {campaign.word} --max-candidates N` raises it"
     return ""
 
 

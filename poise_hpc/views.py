@@ -167,7 +167,8 @@ def interval(value: float | None, ci: Any, sign: bool = False) -> str:
 
 def status_text(data: dict[str, Any]) -> str:
     b = data["budget"]
-    state = f"done: {data['proposing_ended']}" if data["done"] else "held: " + ", ".join(data["held"]) if data["held"] else \
+    short = b["proposed"] < b["candidates"]  # a drain or a budget left some out
+    state = f"{'ended early' if short else 'done'}: {data['proposing_ended']}" if data["done"] else "held: " + ", ".join(data["held"]) if data["held"] else \
         "in progress" if data["driver"] else "not finished"
     limit = f" of {b['run_hours_limit']:g}" if b["run_hours_limit"] else ""
     left = f", about {b['run_hours_left']:.2g} to come" if b["run_hours_left"] else ""

@@ -116,8 +116,23 @@ def test_a_drained_campaign_is_done(tmp_path):
     run("drain", root)
     drive(root)
     data = json.loads(run("status", root, "--json").stdout)
-    assert data["done"] and data["budget"]["proposed"] < 50
-    run("watch", root)
+    assert data["done"] and data["budget"]["proposed"] == 0
+    why = f"draining: `poise-hpc drain --off {root}` ends it; 50 of 50 candidates are not proposed"
+    assert f"ended early: {why}" in run("watch", root).output and "Ended early." in page(root)
+    assert run("run", root).output.endswith(f"nothing new is proposed: {why}\n")
+
+
+def page(root):
+    run("report", root)
+    return (root / "report" / "report.html").read_text()
+
+
+def test_run_says_why_it_did_nothing(finished):
+    raises = f"all 2 candidates are proposed; `poise-hpc run {shlex.quote(str(finished))} --max-candidates N` raises it"
+    assert run("run", finished).output.endswith(f"nothing new is proposed: {raises}\n")
+    assert f"done: {raises}" in run("status", finished).output
+    result = run("run", finished, "--json")
+    assert json.loads(result.stdout)["rows"] and f"nothing new is proposed: {raises}" in result.stderr
 
 
 def test_an_empty_archive_says_where_to_look(tmp_path):

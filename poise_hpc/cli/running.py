@@ -30,6 +30,8 @@ def run(campaign: Path, config_file: Path | None, site_file: Path | None, max_ca
     opened = found or create(campaign, config, cache_dir)
     controller = drive(opened, as_json, config if found else None, site_file)
     emit(views.leaderboard(opened), as_json, views.leaderboard_text)
+    if why := controller.stop_proposing:
+        click.echo(f"nothing new is proposed: {why}", err=as_json)
     held_exit(controller)
 
 

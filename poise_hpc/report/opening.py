@@ -28,7 +28,7 @@ def state(f: Findings) -> str:
         return "Its state could not be read."
     b = f.status["budget"]
     if f.status["done"]:
-        words = "Finished."
+        words = "Finished." if b["proposed"] >= b["candidates"] else "Ended early."
     elif f.status["held"]:
         words = f"Held, waiting for a person: {', '.join(f.status['held'])}."
     elif not f.entries and not f.active:
