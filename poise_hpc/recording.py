@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from . import entry as tables
-from . import files, jobspec, screening, stats
+from . import files, jobspec, screening, stats, wording
 from .agent.base import Facts
 from .archive import ArchiveView, find
 from .campaign import Attempt, Campaign, Candidate
@@ -247,8 +247,5 @@ def headline(summary: EntrySummary) -> str:
     s = summary.score
     half = f" +- {(s.ci[1] - s.ci[0]) / 2:.1f}" if s.ci else ""
     against = f"  {s.delta:+.1f} against {BASELINE_ID}" if s.delta is not None else ""
-    if summary.id == BASELINE_ID:  # or an entry run again: compared with nothing
-        verdict = ""
-    else:
-        verdict = "the same on every seed" if s.delta == 0 and s.delta_ci == (0, 0) else summary.verdict
-    return f"{summary.name}  overall {s.overall:.1f}{half} ({len(s.by_seed)} seeds){against}  {verdict}".rstrip()
+    verdict = wording.verdict(summary.id, s.delta, s.delta_ci, summary.verdict)
+    return f"{summary.name}  overall {s.overall:.1f}{half} ({wording.count(len(s.by_seed), 'seed')}){against}  {verdict}".rstrip()

@@ -5,7 +5,7 @@ import shlex
 import time
 from typing import Any
 
-from . import eta, files, lock, screening
+from . import eta, files, lock, screening, wording
 from .archive import ArchiveView, read
 from .campaign import Campaign, Candidate, load_attempts
 from .types import BASELINE_ID, START, EntrySummary, Outcome, Stage
@@ -144,15 +144,9 @@ def table(rows: list[list[str]], head: list[str]) -> str:
 
 def verdict(row: dict[str, Any]) -> str:
     """Of a leaderboard's row, for people: the reflection's word, and what it does not look at."""
-    if row["id"] == BASELINE_ID:
-        return "-"
-    if row["outcome"] != Outcome.SUCCEEDED:
+    if row["id"] != BASELINE_ID and row["outcome"] != Outcome.SUCCEEDED:
         return f"failed: {row['cause']}"
-    return f"scores as {BASELINE_ID}, on every seed" if row["delta"] == 0 and row["delta_ci"] == [0, 0] else row["verdict"]
-
-
-def count(number: int, one: str, many: str = "") -> str:
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
+    return wording.verdict(row["id"], row["delta"], row["delta_ci"], row["verdict"]) or "-"
 
 
 def interval(value: float | None, ci: Any, sign: bool = False) -> str:
@@ -252,7 +246,8 @@ def show_text(data: dict[str, Any]) -> str:
     if data["reflection"]:
         r = data["reflection"]
         hypothesis = f"; its hypothesis {r['hypothesis']}" if r.get("hypothesis") else ""
-        lines += [f"verdict      {r['verdict']}{hypothesis} (by {r['author']})", r["text"]]
+        said = wording.verdict(data["id"], data["delta"], data["delta_ci"], r["verdict"])
+        lines += ([f"verdict      {said}{hypothesis} (by {r['author']})"] if said else []) + [wording.plain(wording.without_verdict(r))]
     lines += [f"attempt      {a['name']}  {a['outcome'] or 'in flight'}  {a['cause'] or ''}".rstrip() for a in data["attempts"]]
     lines += [f"{what:<12} {data[what]}" for what in ("folder", "record") if data[what]]
     return "\n".join(lines)

@@ -105,6 +105,12 @@ def test_the_baseline_shows_its_mechanisms(finished):
     assert "mechanisms   group-std, symmetric-clip" in run("show", finished, "c0000").output
 
 
+def test_show_says_the_verdict_once_in_plain_text_and_none_of_the_baseline(finished):
+    base, own = run("show", finished, "c0000").output, run("show", finished, "c0001").output
+    assert "verdict" not in base and "ndecided" not in base and "Overall" in base
+    assert len(re.findall("^verdict ", own, re.MULTILINE)) == 1 and "ndecided." not in own and "**" not in own and "`" not in own
+
+
 def test_show_tells_why_the_parent_was_chosen(finished):
     data = json.loads(run("show", finished, "c0002", "--json").stdout)
     assert data["pick"]["parent"] == data["parents"][0] and data["pick"]["explanation"]

@@ -1,6 +1,8 @@
 """Reflection by rules: each rule sees its own hand-made curve and stays silent on a healthy one."""
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from helpers_offline import GRPO, score
@@ -57,6 +59,11 @@ def test_healthy_run_has_no_symptoms():
 def test_missing_columns_short_and_empty_curves():
     for rows in ([], [{"step": 0}], curve()[:2], [{"step": s, "entropy": None, "acc": float("nan")} for s in range(9)]):
         assert reflect(facts({"0": rows})).symptoms == ()
+
+
+def test_a_package_without_a_hypothesis_gets_no_empty_line_for_it():
+    assert "Hypothesis:" in reflect(facts({"0": curve()})).text
+    assert "Hypothesis" not in reflect(facts({"0": curve()}, proposal=replace(GRPO, hypothesis=""))).text
 
 
 def test_figures_carry_steps():

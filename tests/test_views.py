@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 from helpers_archive import row, score
 
-from poise_hpc import recording, views
+from poise_hpc import recording, views, wording
+from poise_hpc.report import words
 from poise_hpc.types import Outcome
 
 
@@ -24,15 +25,32 @@ def compared(delta, ci, **more):
 
 @pytest.mark.parametrize(("entry", "said", "logged"), [
     (row("c0000", 50.0), "-", "(4 seeds)"),
-    (compared(0.0, (0.0, 0.0)), "scores as c0000, on every seed", "the same on every seed"),
+    (compared(0.0, (0.0, 0.0)), *["the same as c0000 on every seed"] * 2),
     (compared(0.0, (-1.0, 1.0)), "undecided", "undecided"), (compared(0.0, None), "undecided", "undecided"),
     (row("c0001", None), "failed: nonfinite-loss", "failed: nonfinite-loss")])
 def test_verdicts(entry, said, logged):
     assert views.verdict(views.archived_row(entry)) == said
     assert recording.headline(entry).endswith(logged)
+    assert words.verdict(views.archived_row(entry)) == {"-": "baseline"}.get(said, said)  # the report's
 
 
 def test_the_leaderboard_of_entries_that_failed_has_no_verdict_of_its_own():
     rows = [{"rank": 1, **views.archived_row(row("c0000", None))}, {"rank": 2, **views.archived_row(compared(1.0, (0.5, 1.5), outcome=Outcome.SUCCEEDED))}]
     text = views.leaderboard_text({"rows": rows, "score": "curve", "campaign": "c", "records": "c/records", "start": None})
     assert text.splitlines()[1].split()[-1] == "-" and "+1.0 [0.5, 1.5]" in text and "cut to 0..100" in text
+
+
+def test_one_seed_is_one_seed():
+    entry = compared(1.0, None)
+    assert "(1 seed)" in recording.headline(replace(entry, score=replace(entry.score, by_seed={"0": 50.0})))
+
+
+@pytest.mark.parametrize(("ci", "said"), [
+    (None, "one seed: no interval"), ((0.0, 0.0), "the same as GRPO on every seed"), ((0.1, 2.0), "better than GRPO"),
+    ((-2.0, -0.1), "worse than GRPO"), ((-1.0, 1.0), "not told apart from GRPO")])
+def test_what_an_interval_says(ci, said):
+    assert wording.told_apart(ci, "GRPO") == said
+
+
+def test_a_terminal_gets_no_markdown():
+    assert wording.plain("**Undecided.** 2 * 3 ** 4, `kl-spike`: **a** and `b`") == "Undecided. 2 * 3 ** 4, kl-spike: a and b"

@@ -111,12 +111,12 @@ def drive(campaign: Any, as_json: bool, config: Any = None, site_file: Path | No
 
 def stop_on_signal(controller: Any) -> None:
     """Ctrl-C, TERM and a closed terminal: ask this host's jobs to save and stop (a scheduler's go on), then leave. The next `run` goes on from there."""
-    from .. import views
+    from .. import wording
 
     def leave(number: int, frame: Any) -> None:
         running = [controller.submitted(a) for _, a in controller.in_flight()] if controller.cluster.on_this_host else []
         asked = controller.cluster.cancel(running) or 0
-        controller.event("campaign", "stopped", f"by signal {number}; {views.count(asked, 'job')} asked to save and stop. The same command goes on")
+        controller.event("campaign", "stopped", f"by signal {number}; {wording.count(asked, 'job')} asked to save and stop. The same command goes on")
         raise SystemExit(128 + number)
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

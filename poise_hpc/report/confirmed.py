@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .. import wording
 from ..types import BASELINE_ID, EntrySummary
 from . import svg
 from .gather import Derived, Findings
@@ -75,10 +76,7 @@ def _words(now: EntrySummary | None) -> str:
         return ""
     if now.score is None:
         return f"failed: {now.cause}"
-    if now.score.delta is None or now.score.delta_ci is None:
-        return "one seed: no interval"
-    low, high = now.score.delta_ci
-    return "better than the baseline" if low > 0 else "worse than the baseline" if high < 0 else "not told apart from the baseline"
+    return wording.told_apart(now.score.delta_ci, "the baseline")
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-from .. import stats
+from .. import stats, wording
 from ..archive import Entry
 from ..types import BASELINE_ID
 from . import curves
@@ -39,7 +39,7 @@ def detail(f: Findings, e: Entry, said: str) -> Html:
              ("Sources", join([linked(cut(source, 200)) for source in p.get("sources", ())], "; ") or "none"), ("Archived", e.created)]
     return h("details", h("summary", *heading), h("dl", [[h("dt", name), h("dd", value)] for name, value in facts], class_="facts"),
              h("div", h("div", h("h4", "What is changed"), prose(p.get("description") or "none stated")),
-               h("div", h("h4", f"Reflection, by {cut(e.reflection.get('author', 'nobody'), 60)}"), prose(e.reflection.get("text") or "none"),
+               h("div", h("h4", f"Reflection, by {cut(e.reflection.get('author', 'nobody'), 60)}"), prose(wording.without_verdict(e.reflection) if e.reflection.get("text") else "none"),
                  note("Symptoms: ", ", ".join(e.reflection.get("symptoms", ()))) if e.reflection.get("symptoms") else None), class_="columns"),
              h("div", h("h4", f"It failed: {e.cause}"), prose(e.message)) if s is None else None, scores(f, e),
              curves.figure(f, e, f.records.get(BASELINE_ID), seeds_of_base=False), change(f, e), attempts(e), id=e.id, class_="candidate")

@@ -5,9 +5,9 @@ from collections.abc import Iterable
 from math import sqrt
 from typing import Any
 
-from .. import views
+from .. import views, wording
 from ..types import BASELINE_ID, EntrySummary
-from ..views import count as count
+from ..wording import count as count
 from .gather import Findings
 from .markup import Html, cut, h, join
 from .svg import mark
@@ -101,7 +101,9 @@ def tip(entry: EntrySummary) -> str:
 def verdict(row: dict[str, Any]) -> str:
     if row["id"] == BASELINE_ID:
         return "baseline"
-    return f"failed: {row['cause']}" if row["overall"] is None else row["verdict"] or "–"
+    if row["overall"] is None:
+        return f"failed: {row['cause']}"
+    return wording.verdict(row["id"], row["delta"], row["delta_ci"], row["verdict"]) or "–"
 
 
 def section(name: str, title: str, *content: Any) -> Html:
