@@ -20,12 +20,13 @@ from typing import Any
 import yaml
 
 from . import config as configuration
-from . import files, stats, views
+from . import files, stats, views, wording
 from .archive import ArchiveView, Entry, find, read
 from .campaign import Campaign
 from .settings import overlay
 from .types import BASELINE_ID, START, UsageError
 
+SEEDS = 5     # of `confirm` and `transfer`, unless told otherwise
 FRESH = 1000  # fresh training seeds start here: no search uses them by default
 
 
@@ -91,7 +92,7 @@ def settings(kind: str, config: configuration.Config, entry: Entry, seeds: int |
                               "screen": {"rungs": []}}
     if kind in ("confirm", "transfer"):
         first = max(FRESH, max(used) + 1)
-        change["search"]["train_seeds"] = list(range(first, first + (seeds or 5)))
+        change["search"]["train_seeds"] = list(range(first, first + (seeds or SEEDS)))
     elif seeds is not None:
         change["search"]["train_seeds"] = list(used[:seeds]) + list(range(max(used) + 1, max(used) + 1 + seeds - len(used)))
     if kind == "control":
@@ -133,7 +134,7 @@ def existing(origin: Campaign) -> list[Path]:
 
 def report(kind: str, campaign: Campaign) -> dict[str, Any]:
     """The derived leaderboard; for `rerun`, the comparison with the original record; for `ablate`, each mechanism's effect; for `control`,
-    what random rewards came to."""
+    what random rewards came to; for `confirm` and `transfer`, the entry's difference to the baseline, then and now."""
     data = views.leaderboard(campaign) | {"kind": kind, "origin": campaign.meta["origin"]}
     if kind == "rerun":
         made = campaign.meta["origin"]
@@ -145,6 +146,8 @@ def report(kind: str, campaign: Campaign) -> dict[str, Any]:
         data["effects"] = effects(campaign)
     if kind == "control":
         data["control"] = control(campaign)
+    if kind in ("confirm", "transfer"):
+        data["found"] = found(campaign)
     return data
 
 
@@ -159,6 +162,17 @@ def control(campaign: Campaign) -> list[dict[str, Any]]:
         out.append({"id": id, "name": e.name, "cause": e.cause, "random": e.score.overall if e.score else None,
                     "random_ci": e.score.ci if e.score else None, "task": own["overall"] if own else None, "untrained": start})
     return out
+
+
+def found(campaign: Campaign) -> dict[str, Any]:
+    """The entry under its own id: its difference to the baseline here, and as the search had it."""
+    id, entries = campaign.meta["origin"]["id"], ArchiveView.load(campaign.root).entries
+    base, now = find(entries, BASELINE_ID), find(entries, "c0001")
+    then, score = read(campaign.root.parent.parent / "records" / f"{id}.h5"), now.score if now else None
+    searched = then.score or {}
+    return {"id": id, "name": then.name, "baseline": base.name if base else None, "archived": now is not None, "cause": now.cause if now else "",
+            "seeds": len(score.by_seed) if score else 0, "effect": score.delta if score else None, "ci": score.delta_ci if score else None,
+            "searched": searched.get("delta"), "searched_ci": searched.get("delta_ci")}
 
 
 def effects(ablation: Campaign) -> list[dict[str, Any]]:
@@ -204,6 +218,8 @@ def report_text(data: dict[str, Any]) -> str:
         text += "\n" + views.table([[e["id"], e["name"], f"failed: {e['cause']}" if e["cause"] else views.interval(e["random"], e["random_ci"]),
                                      views.interval(e["task"], None), views.interval(e["untrained"], None)] for e in data["control"]],
                                    ["id", "name", "random rewards", "the task's", "untrained"])
+    if "found" in data:
+        text += "\n" + found_text(data["kind"], data["found"])
     if "comparison" in data:
         c = data["comparison"]
         if c["overall"][0] is None and c["overall"][1] is not None:
@@ -214,3 +230,15 @@ def report_text(data: dict[str, Any]) -> str:
             f"hashes changed: {c['hashes_changed'] or 'none'}")
     return text
 
+
+
+def found_text(kind: str, f: dict[str, Any]) -> str:
+    """What came out, in the ids of the origin: the table above has its own."""
+    done, where = ("confirmed", "fresh seeds and unseen prompts") if kind == "confirm" else ("transferred", "fresh seeds in that setting")
+    if f["effect"] is None:
+        why = "nothing is archived yet" if not f["archived"] else f"it failed: {f['cause']}" if f["cause"] else f"{BASELINE_ID} has no score"
+        return f"{f['id']} {f['name']} is not {done}: {why}"
+    if f["seeds"] == 1:
+        where = where.replace("seeds", "seed")
+    return (f"{done} {f['id']} {f['name']} (here c0001): {views.interval(f['effect'], f['ci'], sign=True)} against {BASELINE_ID} on {f['seeds']} {where}; "
+            f"the search had said {views.interval(f['searched'], f['searched_ci'], sign=True)}: {wording.told_apart(f['ci'], f['baseline'])}")

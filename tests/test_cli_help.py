@@ -56,6 +56,14 @@ def test_the_first_screen_says_what_to_type_first():
     assert [line.split("--config ")[1] for line in lines if "--config" in line] == ["configs/demo.yaml"]
 
 
+def test_the_number_of_seeds_is_told():
+    from poise_hpc import derived
+
+    for name in ("confirm", "transfer"):
+        assert f"[{derived.SEEDS}, fresh]" in " ".join(CliRunner().invoke(cli.main, [name, "--help"]).output.split())
+    assert "[as many as the entry has]" in " ".join(CliRunner().invoke(cli.main, ["ablate", "--help"]).output.split())
+
+
 # --- documents
 
 def written(text):

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -43,6 +44,19 @@ def test_confirm_uses_fresh_seeds_and_unseen_prompts_and_pairs_with_the_baseline
     assert names == ["GRPO", archive.read(origin.records / "c0002.h5").name]
     row = next(r for r in derived.report("confirm", target)["rows"] if r["id"] == "c0001")
     assert row["seeds"] == 3 and row["delta_ci"]
+    data, searched = derived.report("confirm", target), archive.read(origin.records / "c0002.h5").score
+    found = data["found"]
+    assert (found["id"], found["effect"], list(found["ci"]), found["searched"]) == ("c0002", row["delta"], row["delta_ci"], searched["delta"])
+    then, now = (views.interval(*pair, sign=True) for pair in ((searched["delta"], searched["delta_ci"]), (row["delta"], row["delta_ci"])))
+    assert re.fullmatch(rf"confirmed c0002 \S+ \(here c0001\): {re.escape(now)} against c0000 on 3 fresh seeds and unseen prompts; the search had said "
+                        rf"{re.escape(then)}: (better than|worse than|not told apart from) GRPO", derived.report_text(data).splitlines()[-1])
+
+
+def test_what_could_not_be_confirmed_says_why(origin):
+    target = derived.create("confirm", origin, "c0002", 6, None)
+    assert derived.report_text(derived.report("confirm", target)).endswith("is not confirmed: nothing is archived yet")
+    drive(target.root, InlineCluster(failing("train", "c0001", Outcome.CANDIDATE_ERROR, "raised")))
+    assert re.search(r"^c0002 \S+ is not confirmed: it failed: raised$", derived.report_text(derived.report("confirm", target)), re.MULTILINE)
 
 
 def test_ablate_runs_the_entry_without_each_of_its_mechanisms(origin):

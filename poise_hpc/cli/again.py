@@ -10,13 +10,13 @@ from .common import CANDIDATE, FILE, FOLDER, as_json, campaign_argument, dry_run
 from .driving import drive, held_exit
 
 
-def derived(kind: str, text: str, config_needed: bool = False) -> click.Command:
+def derived(kind: str, text: str, config_needed: bool = False, seeds: str = "as many as the entry has") -> click.Command:
     alone = kind == "rerun"  # needs no more than the entry's record
 
     @click.command(name=kind, help=text)
     @click.argument("campaign", type=click.Path(path_type=Path) if alone else FOLDER, metavar="CAMPAIGN|FILE.h5" if alone else "CAMPAIGN")
     @click.argument("candidate", type=CANDIDATE, required=not alone)
-    @click.option("--seeds", type=click.IntRange(1), help="Number of paired training seeds.")
+    @click.option("--seeds", type=click.IntRange(1), help=f"Number of {'paired ' * (not alone)}training seeds. [{seeds}]")
     @click.option("--config", "config_file", type=FILE, required=config_needed, help="Another setting to run in.")
     @site_option
     @dry_run_option
@@ -37,12 +37,13 @@ def derived(kind: str, text: str, config_needed: bool = False) -> click.Command:
     return command
 
 
+FRESH = "5, fresh"
 rerun = derived("rerun", "Repeat an entry from its record alone. Trains and evaluates again, and compares the numbers. CAMPAIGN may hold no more than "
                 "records/, or be one record's file.")
-confirm = derived("confirm", "A winner on fresh seeds and unseen prompts. Against the baseline; selection never saw the prompts.")
+confirm = derived("confirm", "A winner on fresh seeds and unseen prompts. Against the baseline; selection never saw the prompts.", seeds=FRESH)
 ablate = derived("ablate", "A winner with each of its mechanisms switched off. In turn, on paired seeds.")
 control = derived("control", "A candidate and the baseline on random rewards. How much of a score does training alone bring, whatever is rewarded?")
-transfer = derived("transfer", "A winner against the baseline in another setting. Which one says --config.", config_needed=True)
+transfer = derived("transfer", "A winner against the baseline in another setting. Which one says --config.", config_needed=True, seeds=FRESH)
 
 
 @click.command()
