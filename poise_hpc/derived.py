@@ -21,6 +21,7 @@ import yaml
 
 from . import config as configuration
 from . import files, stats, views, wording
+from .algorithms import load
 from .archive import ArchiveView, Entry, find, read
 from .campaign import Campaign
 from .settings import overlay
@@ -49,6 +50,8 @@ def plan(kind: str, origin: Campaign, id: str, seeds: int | None, config_file: P
         raise UsageError(f"{id} has no score ({entry.cause}): there is nothing to {kind}. `poise-hpc rerun {origin.word} {id}` repeats it")
     if kind in ("confirm", "transfer") and id == BASELINE_ID:
         raise UsageError(f"{id} is the baseline: it would be compared with itself. Give a candidate; `poise-hpc leaderboard {origin.word}` lists them")
+    if kind == "ablate" and not parts(entry):
+        raise UsageError(f"{id} declares no mechanism that can be switched off: there is nothing to ablate. In the next version, {load.DECLARE}")
     config = configuration.load(config_file) if config_file else configuration.parse(yaml.safe_load(entry.config), f"{path}: config")
     config = settings(kind, config, entry, seeds)
     for number in itertools.count(1):
@@ -107,8 +110,13 @@ def compared(kind: str, entry: Entry) -> list[tuple[str, dict[str, str], dict[st
     if kind == "rerun":
         return []
     itself = [] if entry.id == BASELINE_ID else [(entry.name, entry.code, entry.proposal)]
-    parts = [without(entry, mechanism) for mechanism in entry.proposal["mechanisms"]] if kind == "ablate" else []
-    return [*itself, *parts]
+    return [*itself, *([without(entry, mechanism) for mechanism in parts(entry)] if kind == "ablate" else [])]
+
+
+def parts(entry: Entry) -> list[str]:
+    """Its mechanisms that can be switched off; where its code inherits them, which is not run here, all that its proposal names."""
+    declared, off = load.declared_mechanisms(entry.code), load.switchable(entry.code)
+    return [m for m in entry.proposal["mechanisms"] if m in off or not declared]
 
 
 def without(entry: Entry, mechanism: str) -> tuple[str, dict[str, str], dict[str, Any]]:

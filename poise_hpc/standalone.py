@@ -22,6 +22,7 @@ from typing import Any
 
 from . import config as configuration
 from . import files, jobs
+from .algorithms.load import DECLARE
 from .config import Config
 from .jobspec import limits
 from .settings import overlay
@@ -86,6 +87,8 @@ def check_text(data: dict[str, Any]) -> str:
              for c in data.get("checks", [])]
     if data["outcome"] != Outcome.SUCCEEDED and not any(not c["passed"] for c in data.get("checks", [])):
         lines.append(f"{data['cause']}: {data['message']}")
+    if data.get("switchable") == []:
+        lines.append(f"hint: it has no mechanism that can be switched off, so `poise-hpc ablate` will have nothing to do; {DECLARE}")
     lines.append("passes: it may enter a campaign" if data["outcome"] == Outcome.SUCCEEDED else f"fails ({data['cause']})")
     return "\n".join(lines)
 

@@ -297,6 +297,14 @@ def test_the_static_gate_reads_a_package_before_it_enters_and_runs_nothing(finis
     assert not any((finished / "inbox").iterdir()) and not (tmp_path / "ran").exists()
 
 
+def test_check_hints_that_ablate_will_have_nothing_to_do(tmp_path):
+    package = write_package(tmp_path / "own", seed="grpo") / "algorithm.py"
+    assert "hint" not in run("check", package.parent).output
+    package.write_text(re.sub(r", off=\{.*?\}", "", package.read_text()))
+    shown = run("check", package.parent).output
+    assert "hint: it has no mechanism that can be switched off" in shown and "passes: it may enter a campaign" in shown
+
+
 # --- submissions, shown
 
 @pytest.mark.parametrize("command", [["confirm", "c0001"], ["ablate", "c0001"], ["rerun", "c0001"], ["step"]])

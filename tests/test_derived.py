@@ -10,7 +10,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 from helpers_campaign import campaign, noop_work
-from helpers_drive import archive_of, drive, failing
+from helpers_drive import archive_of, drive, failing, write_package
 from helpers_kill import TINY, left_over
 
 from poise_hpc import archive, cli, derived, files, reading, views
@@ -75,6 +75,21 @@ def test_ablate_runs_the_entry_without_each_of_its_mechanisms(origin):
         part = found[e["id"]]["score"]["by_seed"]
         assert e["effect"] == pytest.approx(sum(whole[s] - part[s] for s in whole) / len(whole)) and e["ci"][0] < e["effect"] < e["ci"][1]
         assert f"{e['mechanism']}  {e['effect']:+.1f}" in derived.report_text(data)
+
+
+def test_what_has_nothing_to_switch_off_is_not_ablated(tmp_path):
+    """The baseline is a person's package; what its second mechanism is without is left out alone."""
+    package, (first, second) = write_package(tmp_path / "own", seed="grpo") / "algorithm.py", (', off={"divide_by_std": False}', ', off={"clip": 1e9}')
+    package.write_text(package.read_text().replace(second, ""))
+    root = campaign(tmp_path / "half", search={"candidates": 0, "train_seeds": [0], "baseline": str(package.parent)}).root
+    drive(root)
+    half = derived.plan("ablate", Campaign.open(root), "c0000", None, None).entry
+    assert half.proposal["mechanisms"] == ["group-std", "symmetric-clip"] and derived.parts(half) == ["group-std"]
+    package.write_text(package.read_text().replace(first, ""))
+    root = campaign(tmp_path / "none", search={"candidates": 0, "train_seeds": [0], "baseline": str(package.parent)}).root
+    drive(root)
+    said = call("ablate", root, "c0000", code=2).stderr
+    assert "c0000 declares no mechanism that can be switched off" in said and "mechanisms = (Mechanism(" in said and not (root / "derived").exists()
 
 
 @pytest.mark.parametrize("id", ["c0001", "c0000"])

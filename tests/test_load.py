@@ -5,7 +5,7 @@ import hashlib
 
 import pytest
 
-from poise_hpc.algorithms.load import MAX_BYTES, MAX_FILES, declared_mechanisms, load, manifest, read_package, write_seed_package
+from poise_hpc.algorithms.load import MAX_BYTES, MAX_FILES, declared_mechanisms, load, manifest, read_package, switchable, write_seed_package
 from poise_hpc.algorithms.seeds import SEEDS, seed, source
 from poise_hpc.files import CorruptFile
 from poise_hpc.types import CandidateError
@@ -129,3 +129,10 @@ def test_mechanisms_are_read_without_running_the_package():
         assert declared_mechanisms({"algorithm.py": source(name)}) == tuple(m.name for m in seed(name).mechanisms), name
     assert declared_mechanisms({"algorithm.py": "raise SystemExit\nmechanisms: tuple = (Mechanism('a-b', 'kl'), other)"}) == ("a-b",)
     assert declared_mechanisms({"algorithm.py": "mechanisms = (("}) == ()
+
+
+def test_what_can_be_switched_off_is_read_too():
+    for name in SEEDS:
+        assert switchable({"algorithm.py": source(name)}) == {m.name for m in seed(name).mechanisms if m.off}, name
+    text = "mechanisms = (Mechanism('a', 'kl'), Mechanism('b', 'kl', {}), Mechanism('c', 'kl', off={'x': 0}), Mechanism('d', 'kl', OFF))"
+    assert switchable({"algorithm.py": text}) == {"c", "d"}

@@ -80,6 +80,7 @@ def run(job: dict[str, Any], attempt_dir: Path) -> dict[str, Any]:
             raise CandidateError("check-failed", "\n".join(failed))
         payload["response"] = response_report(algorithm)
         payload["digest"] = digest(algorithm)
+        payload["switchable"] = [m.name for m in algorithm.mechanisms if m.off]
     except CandidateError as error:
         payload["checks"] = payload["checks"] or [asdict(CheckResult(error.cause, False, error.message, 0.0))]
         raise

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 MAX_FILES = 32
 MAX_BYTES = 200_000  # of one file
+DECLARE = ('declare what can be switched off in the algorithm\'s class, as `mechanisms = (Mechanism("clip", "clipping", off={"clip": 1e9}),)`: '
+           "`off` gives the hyperparameters' values without it (docs/ALGORITHMS.md)")
 _serial = itertools.count()
 
 
@@ -57,15 +59,26 @@ def verify(package_dir: Path, wanted: Mapping[str, str] | None) -> None:
 
 def declared_mechanisms(files: Mapping[str, str]) -> tuple[str, ...]:
     """Names in the package's `mechanisms = (Mechanism("name", ...), ...)`, read and not run; () where they are not written out."""
+    return tuple(_mechanisms(files))
+
+
+def switchable(files: Mapping[str, str]) -> frozenset[str]:
+    """Of `declared_mechanisms` those that `without` can switch off: `off` says how."""
+    return frozenset(name for name, off in _mechanisms(files).items() if off is not None and not (isinstance(off, ast.Dict) and not off.keys))
+
+
+def _mechanisms(files: Mapping[str, str]) -> dict[str, ast.expr | None]:
+    """Name -> its `off`, as written."""
     try:
         tree = syntax.parse(files["algorithm.py"])
     except (SyntaxError, ValueError):  # a finding of the gate's, not ours
-        return ()
+        return {}
     written = [node.value for node in ast.walk(tree) if isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value is not None
                and any(isinstance(t, ast.Name) and t.id == "mechanisms" for t in getattr(node, "targets", None) or [node.target])]
     calls = [call for value in written[-1:] for call in ast.walk(value) if isinstance(call, ast.Call)
              and isinstance(call.func, ast.Name) and call.func.id == "Mechanism" and call.args]
-    return tuple(c.args[0].value for c in calls if isinstance(c.args[0], ast.Constant) and isinstance(c.args[0].value, str))
+    offs = [(c.args[0], [*c.args[2:3], *(k.value for k in c.keywords if k.arg == "off")]) for c in calls]
+    return {name.value: off[0] if off else None for name, off in offs if isinstance(name, ast.Constant) and isinstance(name.value, str)}
 
 
 def write_seed_package(name: str, package_dir: Path) -> None:
