@@ -262,6 +262,8 @@ def test_the_command_in_the_isolation_of_a_job(searched, tmp_path):
     assert written["code_sha256"] == load.manifest(searched / "candidates/c0001")
     assert (tmp_path / "plug/LICENSE").read_text() == (ROOT / "LICENSE").read_text()
     assert [p.name for p in tmp_path.iterdir()] == ["plug"]
+    assert "needs TRL and pytest: `pip install trl==1.16.0 pytest`" in (tmp_path / "plug/README.md").read_text()
+    assert "The test needs TRL and pytest: `pip install trl==1.16.0 pytest`, or `scripts/setup.sh test`" in create.text(said)
     again = invoke(searched, "c0001", "--to", "trl", tmp_path / "plug")
     assert again.exit_code == 2 and "is there already; give a new or an empty folder" in again.output
 

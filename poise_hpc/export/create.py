@@ -82,7 +82,7 @@ def assembled(code: Mapping[str, str], target: str, plugin: str, facts: dict[str
               weight_cap: float) -> dict[str, str]:
     """Path -> text of everything but vectors and provenance."""
     reads = targets.reads(target, facts)
-    words = {"plugin": plugin, "name": origin["name"], "install": targets.TARGETS[target].install, "version": targets.TARGETS[target].version,
+    words = {"plugin": plugin, "name": origin["name"], "install": targets.TARGETS[target].install, "test": targets.TARGETS[target].test, "version": targets.TARGETS[target].version,
              "reduction": facts["reduction"], "weight_cap": f"{weight_cap:g}", "poise": __version__,
              "source": f"{origin['candidate']} of campaign {origin['campaign']}" if "campaign" in origin else origin["name"],
              "reads": ", ".join(f"`{name}`" for name in reads) or "nothing beyond rewards, groups, masks and log-probs",
@@ -115,4 +115,5 @@ def digest(data: bytes) -> str:
 
 def text(data: dict[str, Any]) -> str:
     return (f"{data['origin']['name']} for {data['target']['name']} {data['target']['version']}: {len(data['files'])} files in {data['folder']}\n"
-            f"`python -m pytest {data['folder']}/test_equivalence.py` shows that it computes the same there; README.md says how to use it")
+            f"`python -m pytest {data['folder']}/test_equivalence.py` shows that it computes the same there; README.md says how to use it.\n"
+            f"The test needs {targets.TARGETS[data['target']['name']].test}")

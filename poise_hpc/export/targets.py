@@ -14,12 +14,15 @@ class Target:
     name: str
     version: str               # what the adapter was written for and run with
     install: str               # for the README
+    test: str                  # what its equivalence test needs, and where that comes from
     files: tuple[str, ...]     # of templates/<name>/, beside the plug-in
 
 
 TARGETS = {t.name: t for t in (
-    Target("trl", "1.16.0", "pip install trl==1.16.0", ("README.md", "train.py", "test_equivalence.py")),
-    Target("verl", "0.9.1", "verl 0.9.1, as its documentation says", ("README.md", "setup_verl.py", "test_equivalence.py")))}
+    Target("trl", "1.16.0", "pip install trl==1.16.0",
+           "TRL and pytest: `pip install trl==1.16.0 pytest`, or `scripts/setup.sh test` in a clone of poise_hpc", ("README.md", "train.py", "test_equivalence.py")),
+    Target("verl", "0.9.1", "verl 0.9.1, as its documentation says",
+           "verl, as its documentation says, and pytest: `pip install pytest`", ("README.md", "setup_verl.py", "test_equivalence.py")))}
 
 OPENRLHF = ("OpenRLHF (0.11) has no place to register an algorithm in: advantages and loss are fixed if-chains in classes that its Ray "
             "workers build themselves, a plug-in would have to replace these classes in every worker. Export to trl or verl")
