@@ -139,7 +139,7 @@ class Campaign:
 
     def changes(self, config: Config) -> list[str]:
         """What `adopt` would take over: operational settings. Others are refused by name."""
-        changed = sorted(_differences(self.config.dump(), config.dump()))
+        changed = sorted(_differences(self.config.dump(), config.dump(), Config().dump()))
         refused = [line for key, line in changed if not OPERATIONAL.fullmatch(key)]
         if refused:
             raise UsageError(f"{self.root / 'config.yaml'} is frozen and the given config differs:\n  " + "\n  ".join(refused)
@@ -267,9 +267,15 @@ def versions() -> dict[str, str]:
     return out
 
 
-def _differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, str]]:
+ABSENT = "(none)"  # in place of a value: the key is in one of the two only
+
+
+def _differences(old: Any, new: Any, default: Any, key: str = "") -> Iterator[tuple[str, str]]:
     if isinstance(old, dict) and isinstance(new, dict):
+        below = default if isinstance(default, dict) else {}
         for name in old.keys() | new.keys():
-            yield from _differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+            yield from _differences(*(d.get(name, ABSENT) for d in (old, new, below)), f"{key}.{name}" if key else name)
     elif old != new:
-        yield key, f"{key}: {old!r} -> {new!r}"
+        # A default of None says nothing: it is "no limit", or "by itself".
+        before, after = ("(default)" if value is None and default is None else ABSENT if value is ABSENT else repr(value) for value in (old, new))
+        yield key, f"{key}: {before} -> {after}"

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -32,9 +33,16 @@ AGAIN = 75  # EX_TEMPFAIL
 
 
 def check(folder: Path) -> dict[str, Any]:
-    """The static gate and the contract checks; `{"outcome", "cause", "message", "checks": [...]}`."""
+    """The static gate and the contract checks; `{"outcome", "cause", "message", "checks": [...]}`. A single file is an algorithm.py."""
+    if folder.is_file() and folder.suffix != ".py":
+        raise UsageError(f"{folder} is no algorithm package: a folder with algorithm.py was wanted, or one .py file")
     with tempfile.TemporaryDirectory(prefix="poise-check-") as scratch:
-        result = alone(Stage.CHECK, folder, Path(scratch))
+        package = folder
+        if folder.is_file():
+            package = Path(scratch) / "package"
+            package.mkdir()
+            shutil.copyfile(folder, package / "algorithm.py")
+        result = alone(Stage.CHECK, package, Path(scratch))
         listed = files.read_json(Path(scratch) / "checks.json") or {}
         return {"package": str(folder), "outcome": result["outcome"], "cause": result["cause"], "message": result["message"],
                 "walls": result["walls"], **listed}
@@ -83,8 +91,11 @@ def dry_run_text(data: dict[str, Any]) -> str:
 
 
 def check_text(data: dict[str, Any]) -> str:
-    lines = [f"{'pass' if c['passed'] else 'FAIL'}  {c['name']}" + (f": {c['message']}" if c["message"] else "")
-             for c in data.get("checks", [])]
+    names: dict[str, list[str]] = {}  # of the checks that hit one and the same fault, under its message
+    for c in data.get("checks", []):
+        names.setdefault(c["message"] or c["name"], []).append(c["name"])
+    lines = [f"pass  {c['name']}" if c["passed"] else f"FAIL  {', '.join(names.pop(c['message']))}: {c['message']}"
+             for c in data.get("checks", []) if c["passed"] or c["message"] in names]
     if data["outcome"] != Outcome.SUCCEEDED and not any(not c["passed"] for c in data.get("checks", [])):
         lines.append(f"{data['cause']}: {data['message']}")
     if data.get("switchable") == []:

@@ -168,7 +168,7 @@ def status_text(data: dict[str, Any]) -> str:
     left = f", about {b['run_hours_left']:.2g} to come" if b["run_hours_left"] else ""
     screened = f", {b['screened_out']} screened out" if b["screened_out"] else ""
     lines = [f"{data['campaign']}: {state}", f"candidates {b['proposed']}/{b['candidates']} proposed, {b['archived']} archived (with the baseline)"
-             f"{screened}; {b['run_hours']:.2f}{limit} run hours{left}; {b['wall_clock_min']:.0f} min since creation"]
+             f"{screened}; {b['run_hours']:.2f}{limit} run hours{left}; {b['wall_clock_min']:.0f} min since creation{eta_text(b)}"]
     if data["driver"] or not data["done"]:
         lines.insert(1, driver_text(data))
     if data["proposing_ended"] and not data["done"]:
@@ -186,6 +186,10 @@ def status_text(data: dict[str, Any]) -> str:
                            ["id", "name", "parents", "stage", "cause"]))
     lines += [progress_text(r) for r in data["running"]]
     return "\n".join(lines)
+
+
+def eta_text(budget: dict[str, Any]) -> str:
+    return f"; campaign ETA {budget['eta_s'] / 60:.1f} min" if budget["eta_s"] else ""
 
 
 def driver_text(data: dict[str, Any]) -> str:

@@ -151,7 +151,7 @@ def test_held_is_exit_code_3(held, tmp_path):
     assert data["held"] == ["c0001"] and not data["done"]
     result = run("run", held, code=3)
     assert "held: c0001 at train: worker-died" in result.stderr
-    assert "held: c0001" in run("watch", held, code=3).output
+    assert re.match(r"--- \d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ\n.*held: c0001", run("watch", held, code=3).output)  # a pipe
 
 
 def test_orders_are_carried_out_when_nobody_drives(held):
@@ -202,9 +202,17 @@ def test_a_bad_config_is_named_and_nothing_is_created(tmp_path, text, message):
     assert os.listdir(tmp_path) == ["bad.yaml"]
 
 
+@pytest.mark.parametrize("key", ["api_key_file: {d}/no-key", "api_key_env: POISE_TEST_NO_SUCH_KEY"])
+def test_without_the_key_no_campaign_is_created(tmp_path, key):
+    (tmp_path / "llm.yaml").write_text(f"search: {{proposer: llm}}\nagent: {{models: {{default: [m]}}, {key.format(d=tmp_path)}}}")
+    assert "agent.api_key_" in run("run", tmp_path / "new", "--config", tmp_path / "llm.yaml", "--cache-dir", tmp_path / "cache", code=2).stderr
+    assert os.listdir(tmp_path) == ["llm.yaml"]
+
+
 def test_a_changed_config_is_refused(finished, tmp_path):
-    (tmp_path / "other.yaml").write_text("train: {steps: 5}")
+    (tmp_path / "other.yaml").write_text("train: {steps: 5}\nsearch: {window: 3}")
     result = run("run", finished, "--config", tmp_path / "other.yaml", code=2)
+    assert "search.window: (default) -> 3\n" in result.stderr and "metrics.pass@4: 0.2 -> (none)\n" in result.stderr and "None" not in result.stderr
     assert "train.steps: 4 -> 5" in result.stderr and "start another campaign" in result.stderr
 
 
@@ -224,7 +232,7 @@ def test_wrong_calls_are_exit_code_2(finished, arguments):
     (["run", "{c}", "--config", "{d}/binary"], "{d}/binary: cannot be read"),
     (["status", "{d}/binary"], "Directory '{d}/binary' is a file"),
     (["status", "{d}"], "{d} is no campaign: it has no campaign.json. `poise-hpc run '{d}'` creates one"),
-    (["check", "{d}/binary"], "Directory '{d}/binary' is a file"),
+    (["check", "{d}/binary"], "{d}/binary is no algorithm package: a folder with algorithm.py was wanted, or one .py file"),
     (["show", "{c}", "3"], "'3' is no candidate; did you mean c0003?"),
     (["show", "{c}", "grpo"], "'grpo' is no candidate; c0003 would be one"),
     (["show", "{c}", "c0077"], "has no candidate c0077: it has c0000 to c0002"),
@@ -295,6 +303,18 @@ def test_the_static_gate_reads_a_package_before_it_enters_and_runs_nothing(finis
     last = code.count("\n") + 3
     assert "algorithm.py:1 import: `import os`" in result.stderr and f"algorithm.py:{last} side-effect" in result.stderr
     assert not any((finished / "inbox").iterdir()) and not (tmp_path / "ran").exists()
+
+
+def test_check_takes_a_file_and_says_one_fault_once(tmp_path):
+    package = write_package(tmp_path / "own", seed="grpo") / "algorithm.py"
+    own = package.rename(tmp_path / "my own.py")
+    assert "passes: it may enter a campaign" in run("check", own).output
+    own.write_text(own.read_text().replace("R, g = rollouts.reward, rollouts.group", "R, g = reward, rollouts.group"))
+    shown = run("check", own, code=1).output
+    assert shown.count("NameError: name 'reward' is not defined") == 1 and "pass  declared" in shown
+    (line,) = [line for line in shown.splitlines() if line.startswith("FAIL")]
+    failed = [c["name"] for c in json.loads(run("check", own, "--json", code=1).stdout)["checks"] if not c["passed"]]
+    assert len(failed) > 5 and line.startswith(f"FAIL  {', '.join(failed)}: raised NameError")
 
 
 def test_check_hints_that_ablate_will_have_nothing_to_do(tmp_path):

@@ -191,6 +191,10 @@ def test_agent_is_asked_only_when_there_is_one(monkeypatch):
     assert judged(["a", "b", "c"])[0][0] == "ok"
     assert judged(["a"]) == [("warn", "the endpoint does not list b; it lists a")]
     assert judged(PoiseError("no route")) == [("fail", "no route")]
+    monkeypatch.undo()
+    keyless = config.parse({"search": {"proposer": "llm"}, "agent": {"models": {"default": ["a"]}, "api_key_file": "/no/such/key"}})
+    (finding,) = here.agent(keyless)
+    assert "/no/such/key cannot be read" in finding.text and "chmod 600" in finding.cure and "internet" not in finding.cure
 
 
 def test_a_narrow_search_on_many_slots_is_said():

@@ -58,3 +58,4 @@ def test_a_campaign_knows_before_its_first_record(tmp_path):
     data = views.status(opened, now=1012.0)
     assert [r["eta_s"] for r in data["running"]] == [5.0, 7.0]
     assert data["budget"]["eta_s"] == pytest.approx((12 + 3 * 35.6) / 2)
+    assert "min since creation; campaign ETA 1.0 min" in views.status_text(data)

@@ -43,6 +43,14 @@ def test_imports_outside_the_list_are_refused(statement):
     assert rules(package(outside=statement + "\n")) & {"import", "reach"}
 
 
+def test_what_is_refused_says_why_and_what_to_write():
+    said = [str(f) for f in gate.check_files(package("from .ops import ratio\nfrom .nothing import x\nfrom .load import load\n", "self.__class__"))]
+    assert any(line.endswith("`.ops.ratio` is no module of the package; write `from poise_hpc.algorithms.ops import ...`") for line in said)
+    assert any(line.endswith("`.nothing.x` is no module of the package") for line in said)
+    assert any(line.endswith("`.load.load` is no module of the package") for line in said)  # nor may ours be imported
+    assert any("dunder: `.__class__`: such names lead to other classes" in line for line in said)
+
+
 @pytest.mark.parametrize("expression", [
     "open('/etc/passwd')", "eval('1')", "exec('1')", "compile('1', '', 'exec')", "__import__('os')", "globals()", "vars(self)",
     "input()", "breakpoint()", "print(1)", "setattr(batch, 'logp', 1)", "getattr(batch, name)", "getattr(batch, '__class__')",

@@ -19,7 +19,7 @@ from poise_hpc import archive, cli, config, derived, files, stats, views
 from poise_hpc.campaign import Campaign
 from poise_hpc.cluster.inline import InlineCluster
 from poise_hpc.evaluation import metrics
-from poise_hpc.report import board, curves, evidence, gather, markup, page, progress, svg, tree, words
+from poise_hpc.report import board, curves, evidence, gather, markup, opening, page, progress, svg, tree, words
 from poise_hpc.transcript import Amount, Limit, Request, Transcript
 from poise_hpc.types import Outcome, PoiseError
 
@@ -375,3 +375,7 @@ def test_a_place_that_cannot_be_written_is_named(finished):
     (finished / "plain").write_text("")
     with pytest.raises(PoiseError, match="cannot write .*plain/r.html.* Give another place with --out"):
         page.write(Campaign.open(finished), finished / "plain" / "r.html")
+
+
+def test_nested_options_are_words():
+    assert opening._options({"train": {"steps": 5, "at": [1, 2]}, "k": "v"}) == " (train.steps 5, train.at 1, 2, k v)"

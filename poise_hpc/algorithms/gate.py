@@ -35,6 +35,7 @@ ATTRIBUTES = frozenset((
     "tb_frame tofile untyped_storage").split())
 DECORATORS = frozenset({"dataclass", "property", "staticmethod", "classmethod"})
 CALLS = frozenset({"frozenset", "tuple", "float", "int", "field", "replace"})  # whose result may stand at module or class level
+UNDER = "such names lead to other classes, modules and globals; an algorithm needs none of them"
 FIX = "keep it in a dataclass field, or in `state`"
 
 
@@ -96,7 +97,7 @@ def _imports(tree: ast.Module, siblings: frozenset[str]) -> Rules:
                     yield node, "import", "`import *` hides what is imported; name it"
                 elif node.level:
                     if node.level > 1 or full.split(".")[0] not in siblings:
-                        yield node, "import", f"`{'.' * node.level}{full}` is no module of the package"
+                        yield node, "import", f"`{'.' * node.level}{full}` is no module of the package" + _absolute(module)
                 elif full in MODULES or (module == OURS and _ours(full)):
                     pass
                 elif not (module in MODULES or _ours(module)):
@@ -107,6 +108,13 @@ def _imports(tree: ast.Module, siblings: frozenset[str]) -> Rules:
 
 def _ours(module: str) -> bool:
     return module.startswith(f"{OURS}.") and not NOT_OURS & set(module.split(".")[2:])
+
+
+def _absolute(module: str) -> str:
+    """What is meant by `from .ops import ...`, in a copy of a file of ours."""
+    first = module.split(".")[0]
+    ours = _ours(f"{OURS}.{first}") and (Path(__file__).parent / f"{first}.py").is_file()
+    return f"; write `from {OURS}.{module} import ...`" if ours else ""
 
 
 def _reached(name: str) -> tuple[str, str] | None:
@@ -122,7 +130,7 @@ def _names(tree: ast.Module) -> Rules:
         if isinstance(node, ast.Name) and node.id in NAMES:
             yield node, "name", f"`{node.id}`: algorithms are pure, without input, output, reflection or execution of text"
         elif isinstance(node, ast.Name) and _dunder(node.id):
-            yield node, "dunder", f"`{node.id}`"
+            yield node, "dunder", f"`{node.id}`: {UNDER}"
         elif isinstance(node, ast.FunctionDef) and _dunder(node.name) and node.name != "__post_init__":
             yield node, "dunder", f"`def {node.name}`: only __post_init__ may be defined"
         elif isinstance(node, ast.ExceptHandler) and node.type is None:
@@ -140,7 +148,7 @@ def _attributes(tree: ast.Module) -> Rules:
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):
             if _dunder(node.attr):
-                yield node, "dunder", f"`.{node.attr}`"
+                yield node, "dunder", f"`.{node.attr}`: {UNDER}"
             elif node.attr in ATTRIBUTES or (node.attr in RANDOM and node.attr.endswith("_")):
                 yield node, "attribute", f"`.{node.attr}`: tensors are read, not rewired, dumped or filled with random numbers"
             elif _root(node) in modules and (why := _reached(node.attr)):

@@ -19,7 +19,7 @@ def examine(root: Path, config_file: Path | None, max_candidates: int | None, si
     """The campaign, None if there is none yet; and the config for it, None where an existing one's holds. UsageError for what
     cannot be, before anything is written. `force`: although a GPU's memory will not do."""
     from .. import config as configuration
-    from .. import packages, site
+    from .. import access, packages, site
     from ..campaign import Campaign
     from ..rollout.base import check_installed
     from ..settings import overlay
@@ -37,6 +37,8 @@ def examine(root: Path, config_file: Path | None, max_candidates: int | None, si
         return opened, config
     config = config or configuration.Config()
     load_task(config)
+    if config.search.proposer == "llm":  # without the key no controller could be built
+        access.read_key(config.agent, os.environ)
     packages.baseline(config.search.baseline)
     if config.model.path is not None and not (Path(config.model.path) / "config.json").is_file():
         raise UsageError(f"model.path: {config.model.path} is no Hugging Face model folder (it has no config.json)")
@@ -140,9 +142,8 @@ class Progress:
 
         data = views.status(self.campaign, spending=False)
         b = data["budget"]
-        eta = f"  campaign ETA {b['eta_s'] / 60:.1f} min" if b["eta_s"] is not None else ""
         jobs = "; ".join(views.progress_text(r) for r in data["running"])
-        click.echo(f"  .. archived {b['archived']}/{b['expected']}{eta}  |  {jobs}")
+        click.echo(f"  .. archived {b['archived']}/{b['expected']}{views.eta_text(b)}  |  {jobs}")
 
 
 def held_exit(controller: Any) -> None:

@@ -34,8 +34,10 @@ def watch(campaign: Path, every: float, as_json: bool) -> None:
     opened = Campaign.open(campaign)
     while True:
         data = views.status(opened)
-        if not as_json:
+        if not as_json and sys.stdout.isatty():
             click.clear()
+        elif not as_json:  # a pipe or a file: the looks stand one below the other
+            click.echo(time.strftime("--- %Y-%m-%dT%H:%M:%SZ", time.gmtime()))
         click.echo(json.dumps(data, default=str) if as_json else views.status_text(data))
         if data["done"]:
             return

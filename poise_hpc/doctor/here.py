@@ -13,7 +13,7 @@ from .. import files, probe
 from ..config import Config
 from ..scheduler import SchedulerSilent
 from ..site import Site
-from ..types import PoiseError
+from ..types import PoiseError, UsageError
 from .finding import Call, Finding
 
 FREE_GB, FREE_INODES = 20, 100_000  # a campaign of 100 small candidates; weights of large models come on top
@@ -94,6 +94,10 @@ def agent(config: Config) -> Iterator[Finding]:
     wanted = {m for models in config.agent.models.values() for m in models}
     try:
         served = set(llm.served_models(config.agent))
+    except UsageError as error:  # the key: the endpoint was not asked
+        yield Finding("fail", "agent", str(error), "put the key alone on one line of the file that agent.api_key_file names, and `chmod 600` it; or "
+                      "export the variable that agent.api_key_env names where campaigns are driven")
+        return
     except PoiseError as error:
         yield Finding("fail", "agent", str(error), "check agent.base_url, the key and this machine's way to the internet")
         return

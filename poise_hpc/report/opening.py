@@ -1,6 +1,7 @@
 """What a reader sees first: what was searched, what came out, and how much of it may be luck."""
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from .. import stats
@@ -143,7 +144,16 @@ def facts(f: Findings) -> Html:
 
 
 def _options(options: dict[str, Any]) -> str:
-    return f" ({cut(', '.join(f'{k} {v}' for k, v in options.items()), 160)})" if options else ""
+    return f" ({cut(', '.join(f'{k} {v}' for k, v in _flat(options)), 160)})" if options else ""
+
+
+def _flat(options: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested ones as train.steps."""
+    for name, value in options.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{above}{name}.")
+        else:
+            yield above + name, ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
 
 
 def running(f: Findings) -> Html | None:
