@@ -247,8 +247,11 @@ class Controller:
         """Ends a candidate that passed its check and computes what a visible one did; one that has an author is revised."""
         if candidate.stage is not Stage.CHECK or outcome is not Outcome.SUCCEEDED or self.author(candidate):
             return False
-        check = duplicates.judged(candidate, candidate.of(Stage.CHECK, "")[-1].result, self.archive.entries)
+        result = candidate.of(Stage.CHECK, "")[-1].result
+        check = duplicates.judged(candidate, result, self.archive.entries)
         if check["outcome"] == Outcome.SUCCEEDED:
+            if known := duplicates.repeated(candidate, result, self.archive.entries):  # a person's
+                self.event(candidate.id, "check repeats", f"it computes the same as {known.id} ({known.name}), and is trained all the same: a person added it")
             return False
         candidate.outcome, candidate.cause, candidate.message = check["outcome"], check["cause"], check["message"]
         candidate.stage = Stage.REFLECT

@@ -295,6 +295,15 @@ def test_a_good_package_enters_whole(held, tmp_path):
     assert files.read_json(held / "inbox" / os.path.basename(data["inbox"]) / "proposal.json")["parents"] == ["c0000"]
 
 
+def test_code_that_a_candidate_has_already_is_named_and_taken(held, tmp_path):
+    package = write_package(tmp_path / "own", seed="grpo")
+    result = run("add", held, package, "--json")
+    assert json.loads(result.stdout)["same_code_as"] == "c0000" and "warning: c0000 has exactly this code" in result.stderr
+    (package / "algorithm.py").write_text((package / "algorithm.py").read_text() + "# mine\n")
+    result = run("add", held, package, "--json")
+    assert json.loads(result.stdout)["same_code_as"] is None and "warning" not in result.stderr and len(list((held / "inbox").iterdir())) == 2
+
+
 def test_the_static_gate_reads_a_package_before_it_enters_and_runs_nothing(finished, tmp_path):
     package = write_package(tmp_path / "own")
     code = (package / "algorithm.py").read_text()

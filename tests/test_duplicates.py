@@ -88,6 +88,16 @@ def test_persons_packages_and_derived_campaigns_are_never_refused(tmp_path):
     assert all(e["outcome"] == Outcome.SUCCEEDED for e in archive_of(ablation.root).values())
 
 
+def test_a_person_is_told_of_a_repetition(tmp_path):
+    created = campaign(tmp_path / "c", search=SMALL["search"] | {"candidates": 1})
+    drive(created.root, work := InlineCluster(digests(c0002="c0001")))
+    orders.package(created, write_package(tmp_path / "own"), None)
+    drive(created.root, work)
+    told = [line for line in (created.root / "events.log").read_text().splitlines() if "check repeats" in line]
+    assert len(told) == 1 and "c0002 " in told[0] and "it computes the same as c0001 (" in told[0] and "trained all the same" in told[0]
+    assert "train" in stages(created.root, "c0002")
+
+
 def test_killed_at_every_write_it_is_refused_all_the_same(tmp_path):
     change = {"search": {"candidates": 1, "train_seeds": [0]}, "evaluate": {"at": [1.0], "benchmarks": {
         "easy": {"split": "easy", "problems": 4, "samples": 2, "metrics": {"acc@1": 1.0}}}}}

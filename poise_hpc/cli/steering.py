@@ -21,13 +21,16 @@ from .driving import build
 @as_json
 def add(campaign: Path, folder: Path, parent: str | None, as_json: bool) -> None:
     """Put an own algorithm package into the pipeline. It gets the same checks, training, evaluation and archive."""
-    from .. import orders
+    from .. import duplicates, orders
     from ..campaign import Campaign
 
     opened = Campaign.open(campaign)
     if parent is not None:
         opened.load(parent)
-    emit({"inbox": str(orders.package(opened, folder, parent))}, as_json,
+    data = {"inbox": str(orders.package(opened, folder, parent)), "same_code_as": duplicates.same_code(opened, folder)}
+    if known := data["same_code_as"]:
+        click.echo(f"warning: {known} has exactly this code; it will be trained all the same", err=True)
+    emit(data, as_json,
          lambda d: f"{folder} is in the inbox; `poise-hpc run {opened.word}` takes it up")
 
 
