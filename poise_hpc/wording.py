@@ -12,6 +12,12 @@ def count(number: int, one: str, many: str = "") -> str:
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
+def duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"
+
+
 def verdict(id: str, delta: float | None, ci: Sequence[float] | None, reflection: str) -> str:
     """Of a scored candidate: its reflection's word, and what that does not look at. "" of the baseline: it is compared with nothing."""
     if id == BASELINE_ID:

@@ -12,7 +12,7 @@ from poise_hpc import files
 from poise_hpc import site as sites
 from poise_hpc.campaign import Campaign
 from poise_hpc.cli import main
-from poise_hpc.planning import measured, plan
+from poise_hpc.planning import measured, plan, text
 from poise_hpc.planning.devices import GIB
 from poise_hpc.settings import overlay
 from poise_hpc.types import UsageError
@@ -47,8 +47,8 @@ def test_what_cannot_fit_is_refused_with_ways_out_that_do(qwen):
     config = changed("math_grpo.yaml", train={"microbatch_tokens": 65536})
     found = plan.plan(config, site(device="h100"), model=qwen)["memory"]
     assert found["fits"] is False and found["worst"] == "backward"
-    text = plan.refusal(found)
-    assert "activations" in text and "train.microbatch_tokens" in text and "GiB a rank" in text
+    said = plan.refusal(found)
+    assert "activations" in said and "train.microbatch_tokens" in said and "GiB a rank" in said
     assert 1 <= len(found["ways_out"]) <= 3
     assert all(way["peak"] <= 79 * GIB for way in found["ways_out"])
     seconds = [way["run_seconds"] for way in found["ways_out"]]
@@ -64,7 +64,7 @@ def test_no_way_out_is_said_too(qwen):
 
 def test_unknown_memory_is_neither_refused_nor_promised(qwen):
     data = plan.plan(changed("math_small.yaml"), site(), model=qwen)
-    assert data["memory"]["fits"] is None and "whether it fits is unknown" in plan.text(data)
+    assert data["memory"]["fits"] is None and "whether it fits is unknown" in text.text(data)
     assert any("A100" in a for a in data["assumed"])
 
 
@@ -121,12 +121,14 @@ def test_predictions_learn_from_the_campaigns_runs(tmp_path):
     assert cost["error"]["predicted_factor"] < cost["error"]["assumed_factor"]
     parts = {name: x["predicted"] for name, x in cost["seconds"].items()}
     assert cost["candidate_hours"] == pytest.approx(sum(parts.values()) / 3600)  # one seed, one rank
+    unsure = {name: x["spread"] for name, x in cost["seconds"].items()}
+    assert unsure["rollout"] < cost["spread"] < unsure["evaluate"]  # measured, all, never measured
     assert cost["campaign_hours"] == pytest.approx(4 * cost["candidate_hours"])
 
 
 def test_a_run_longer_than_its_limit_is_said(tmp_path):
     config = configuration.parse({"jobs": {"train_min": 0.01}})
-    assert "jobs.train_min allows 0.01" in plan.text(plan.plan(config))
+    assert "jobs.train_min allows 0.01" in text.text(plan.plan(config))
 
 
 def test_what_a_rung_has_used():
@@ -135,7 +137,7 @@ def test_what_a_rung_has_used():
     config = configuration.parse({"search": {"train_seeds": [0, 1, 2]}, "screen": {"rungs": [{"at": 0.25}, {"at": 0.5, "seeds": 2}]}})
     seconds = {"start": 7.0, "rollout": 60.0, "update": 40.0, "evaluate": 30.0, "check": 5.0}
     assert plan.rung_hours(config, seconds) == pytest.approx([(7 + 25 + 10 + 5) / 3600, (2 * 7 + 50 + 20 + 7 + 50 + 20 + 5) / 3600])
-    assert "no further than a rung has used" in plan.text(plan.plan(config))
+    assert "no further than a rung has used" in text.text(plan.plan(config))
 
 
 # --- the command
@@ -149,6 +151,10 @@ def test_command_exit_codes_and_json(tmp_path, qwen):
     assert json.loads(refused.stdout)["memory"]["fits"] is False
     lab = CliRunner().invoke(main, ["plan", str(CONFIGS / "tiny.yaml")])
     assert lab.exit_code == 0 and "it fits into 8 GiB" in lab.stdout and "assumed:" in lab.stdout
+    first, cost = lab.stdout.splitlines()[0], json.loads(CliRunner().invoke(main, ["plan", str(CONFIGS / "tiny.yaml"), "--json"]).stdout)["cost"]
+    assert first.startswith(f"it fits into 8 GiB; {cost['left']} candidates to come take about {cost['left_hours']:.2g} core-hours, 90 % within ")
+    assert "      0.000  " not in lab.stdout and "context" in lab.stdout
+    assert CliRunner().invoke(main, ["plan", *arguments[1:]]).stdout.startswith("does not fit: ")
     assert CliRunner().invoke(main, ["plan", "--config", str(CONFIGS / "tiny.yaml")]).stdout == lab.stdout  # as `run` has it
     for twice in ([], [str(CONFIGS / "tiny.yaml"), "--config", str(CONFIGS / "tiny.yaml")]):
         refused = CliRunner().invoke(main, ["plan", *twice])

@@ -24,6 +24,7 @@ def plan(target: Path | None, config_file: Path | None, site_file: Path | None, 
     from .. import site as sites
     from ..campaign import Campaign
     from ..planning import plan as planning
+    from ..planning.text import text
 
     if (target is None) == (config_file is None):
         raise UsageError("plan needs one of CONFIG, --config CONFIG and CAMPAIGN: `poise-hpc plan configs/demo.yaml`")
@@ -34,5 +35,5 @@ def plan(target: Path | None, config_file: Path | None, site_file: Path | None, 
     kept = target / "site.yaml"
     site = sites.load(site_file) if site_file else sites.load(kept) if campaign and kept.exists() else None
     data = planning.plan(config, site, campaign, model)
-    emit(data, as_json, planning.text)
+    emit(data, as_json, text)
     sys.exit(2 if data["memory"]["fits"] is False else 0)

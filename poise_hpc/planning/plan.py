@@ -142,6 +142,8 @@ def costs(setting: Setting, runs: list[measured.Run], campaign: Campaign | None)
                                "runs": learned[part].runs, "predicted": seconds[part],
                                "measured": fmean(known) if (known := [r.seconds[part] for r in runs if part in r.seconds]) else None}
                         for part in cost.PARTS},
+            # As if all parts were off together, each in proportion to its time.
+            "spread": math.exp(sum(seconds[p] * math.log(learned[p].spread) for p in cost.PARTS) / sum(seconds.values())),
             "rung_hours": rung_hours(config, seconds), "error": ahead(predicted, runs), "job_minutes": job / 60, "unit": "GPU-hours" if setting.gpu else "core-hours" if config.jobs.threads == 1
             else "rank-hours", "candidate_hours": hours, "candidates": candidates, "campaign_hours": candidates * hours,
             "left": max(left, 0), "left_hours": max(left, 0) * hours, "slots": slots,
@@ -258,42 +260,3 @@ def refusal(data: dict[str, Any]) -> str:
               "vllm, or a smaller model would"]
     lines += [f"  {way['peak'] / GIB:8.2f}  {way['change']}" for way in data["ways_out"]]
     return "\n".join(lines)
-
-
-# --- text
-
-
-def text(data: dict[str, Any]) -> str:
-    m, model = data["memory"], data["model"]
-    lines = [f"{model['architecture']}: {model['parameters'] / 1e6:,.1f} M parameters, {model['layers']} layers; {data['ranks']} rank(s), each on {data['device']['name']}", ""]
-    width = max(len(line["name"]) for line in m["lines"])
-    lines.append(f"{'GiB a rank':>10}  {'':{width}}  {'  '.join(memory.PHASES)}")
-    for line in m["lines"]:
-        marks = "  ".join(("x" if p in line["phases"] else ".").center(len(p)) for p in memory.PHASES)
-        lines.append(f"{line['bytes'] / GIB:10.3f}  {line['name']:{width}}  {marks}  {line['arithmetic']}")
-    lines.append(f"{m['peak'] / GIB:10.3f}  {'at most: ' + m['worst']:{width}}  "
-                 + "  ".join(f"{m['phases'][p] / GIB:.2f}".center(len(p)) for p in memory.PHASES))
-    lines += ["", verdict(m), "", *cost_text(data["cost"])]
-    return "\n".join([*lines, *(f"assumed: {a}" for a in data["assumed"])])
-
-
-def verdict(data: dict[str, Any]) -> str:
-    if data["fits"] is None:
-        return "whether it fits is unknown: the site file says neither gpus.memory_gb nor gpus.device"
-    return f"it fits into {data['limit_gb']:g} GiB" + (", tightly" if data["tight"] else "") if data["fits"] else refusal(data)
-
-
-def cost_text(c: dict[str, Any]) -> list[str]:
-    lines = ["one training run    predicted s   measured s   correction (runs)"]
-    for part, x in c["seconds"].items():
-        known = "-" if x["measured"] is None else f"{x['measured']:.1f}"
-        lines.append(f"  {part:16} {x['predicted']:12.1f} {known:>12}   x {x['factor']:.2f}, 90 % within x/ {x['spread']:.1f} ({x['runs']})")
-    if c["error"]:
-        e = c["error"]
-        lines.append(f"predictions made before each of {e['runs']} runs were off by a factor of {e['predicted_factor']:.2f}; uncorrected {e['assumed_factor']:.2f}")
-    lines += [f"a candidate: {c['candidate_hours']:.3g} {c['unit']}; {c['candidates']} candidates with the baseline: {c['campaign_hours']:.3g}",
-              f"left: {c['left']} candidates, {c['left_hours']:.3g} {c['unit']}, {c['left_wall_hours']:.3g} h with {c['slots']} job(s) side by side, queues not counted"]
-    if c["rung_hours"]:
-        lines.append("with screening that is the most; a candidate that goes no further than a rung has used "
-                     + ", ".join(f"{hours:.3g}" for hours in c["rung_hours"]) + f" {c['unit']}")
-    return [*lines, *(f"warning: {w}" for w in c["over_limit"])]

@@ -8,6 +8,7 @@ from typing import Any
 from .. import views, wording
 from ..types import BASELINE_ID, EntrySummary
 from ..wording import count as count
+from ..wording import duration as duration
 from .gather import Findings
 from .markup import Html, cut, h, join
 from .svg import mark
@@ -24,12 +25,6 @@ def minus(words: str) -> str:
 def points(value: float | None, ci: Any = None, sign: bool = False) -> str:
     """As `views.interval`: 27.5 [18.1, 36.8]."""
     return minus(views.interval(value, ci, sign)) if value is not None else "–"
-
-
-def duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"
 
 
 def step(f: Findings) -> float | None:
