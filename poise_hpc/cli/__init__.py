@@ -37,7 +37,7 @@ def data() -> None:
 
 
 main.under("Run", planning.config, planning.plan, running.run, running.step, tools.doctor)
-main.under("Look", looking.status, looking.watch, looking.leaderboard, looking.show, looking.logs, looking.report)
+main.under("Look", looking.status, looking.watch, looking.leaderboard, looking.show, looking.logs, looking.report, planning.catalogue)
 main.under("Test what was found", again.confirm, again.ablate, again.control, again.transfer, again.rerun, again.replay)
 main.under("Take a winner along", exporting.export)
 main.under("Your own algorithm", tools.check, steering.add)

@@ -1,4 +1,4 @@
-"""Before anything is submitted: `plan`, `config`."""
+"""What can be known before anything is submitted: `plan`, `config`, `catalogue`."""
 from __future__ import annotations
 
 import sys
@@ -50,3 +50,13 @@ def config(file: Path | None, as_json: bool) -> None:
 
     chosen = configuration.load(file) if file else configuration.Config()
     emit(reference.data(chosen) if as_json else chosen, as_json, reference.text)
+
+
+@click.command()
+@click.argument("words", nargs=-1, metavar="[NAME]...")
+@as_json
+def catalogue(words: tuple[str, ...], as_json: bool) -> None:
+    """The offline proposer's mechanisms: formula, purpose, source. All, or what NAME is: QAE, quantile-baseline, RLOO-OPMASK-GRPO."""
+    from ..agent import listing
+
+    emit(listing.rows(words), as_json, listing.text)
