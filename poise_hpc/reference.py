@@ -109,7 +109,7 @@ def data(config: Config) -> dict[str, Any]:
 
 def text(config: Config) -> str:
     """A config file that says the same, with what each key is, and the default where the value is another. Keys of elements are comments."""
-    lines: list[str] = []
+    lines = ["# base: FILE  # or a list of files, read first; a path relative to this file. What a file leaves out has its default"]
     open_sections: tuple[str, ...] = ()
     for key in keys(config):
         *above, name = key.key.split(".")
