@@ -11,8 +11,8 @@ from .section import Positive, Section, Tuple
 class Price(Section):
     """Currency units per million tokens."""
 
-    prompt: Annotated[float, Field(ge=0)]
-    completion: Annotated[float, Field(ge=0)]
+    prompt: Annotated[float, Field(ge=0)]      # currency units
+    completion: Annotated[float, Field(ge=0)]  # currency units
 
 
 OPERATORS = ("propose", "implement", "repair", "review", "reflect", "synthesize")
@@ -33,10 +33,10 @@ class Agent(Section):
     timeout_s: Annotated[float, Field(gt=0)] = 600.0         # silence of the server
     max_attempts: Positive = 6                  # per model, on 408, 429, 5xx, timeouts and lost connections
     backoff_s: Annotated[float, Field(gt=0)] = 2.0           # before attempt 2; doubles
-    backoff_max_s: Annotated[float, Field(gt=0)] = 120.0
+    backoff_max_s: Annotated[float, Field(gt=0)] = 120.0     # longest wait between attempts
     max_parallel: Positive = 4                  # requests in flight
-    requests_per_min: Annotated[float, Field(gt=0)] | None = None
-    prices: dict[str, Price] = {}               # by model
+    requests_per_min: Annotated[float, Field(gt=0)] | None = None  # at most; None: no limit of ours
+    prices: dict[str, Price] = {}               # model -> currency units per million tokens
     budget_cost: Annotated[float, Field(ge=0)] | None = None   # currency units of `prices`, whole campaign
     budget_tokens: Annotated[int, Field(ge=0)] | None = None   # prompt + completion, whole campaign
     proposals: Positive = 3                     # ideas per call

@@ -24,8 +24,8 @@ class Task(Section):
 
 class Model(Section):
     source: Literal["task", "path"] = "task"  # the task's own warm-started model, or a Hugging Face folder
-    path: str | None = None
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    path: str | None = None                   # source "path": the folder
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the model
     options: dict[str, Any] = {}              # for source "task": size and warm-start recipe, checked by the task
 
     @model_validator(mode="after")
@@ -41,10 +41,10 @@ VLLM_FIXED = frozenset({"model", "dtype", "tensor_parallel_size", "seed", "distr
 
 
 class Rollout(Section):
-    engine: Literal["hf", "vllm"] = "hf"
+    engine: Literal["hf", "vllm"] = "hf"  # that samples: the trained model itself, or vLLM (docs/VLLM.md)
     prompts: Positive = 16              # per training step, over all ranks
-    group_size: Annotated[int, Field(ge=2)] = 8
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    group_size: Annotated[int, Field(ge=2)] = 8          # completions of a prompt
+    temperature: Annotated[float, Field(gt=0)] = 1.0     # of sampling; log-probabilities are taken at it, too
     max_rounds: Positive = 1            # dynamic sampling: generation rounds a step at most (1: dropped groups are not replaced)
     weight_cap: Annotated[float, Field(ge=1)] = 2.0  # truncated importance weight, sampler against trainer
     tensor_parallel: Positive = 1       # engine vllm: ranks of one node that hold one sampler together
@@ -63,16 +63,16 @@ GENERATED = {"stage": "train.zero_stage", "bf16": "model.dtype", "fp16": "model.
 
 
 class Train(Section):
-    steps: Annotated[int, Field(ge=1, le=10**7)] = 48
+    steps: Annotated[int, Field(ge=1, le=10**7)] = 48  # each of `rollout.prompts` prompts
     epochs: Positive = 2                # passes over each rollout batch
     minibatches: Positive = 2           # optimizer steps per pass
     microbatch_tokens: Positive = 65536  # prompt + completion tokens in one forward, at most (one completion always fits)
-    learning_rate: Annotated[float, Field(gt=0)] = 3e-4
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
-    betas: Annotated[tuple[float, float], Tuple] = (0.9, 0.99)
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    gradient_clip: Annotated[float, Field(gt=0)] = 1.0
-    zero_stage: Literal[0, 1, 2, 3] = 0
+    learning_rate: Annotated[float, Field(gt=0)] = 3e-4  # of AdamW, constant after the warm-up
+    warmup_steps: Annotated[int, Field(ge=0)] = 0        # training steps over which it rises
+    betas: Annotated[tuple[float, float], Tuple] = (0.9, 0.99)  # of AdamW
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0    # of AdamW
+    gradient_clip: Annotated[float, Field(gt=0)] = 1.0   # largest norm of the gradient
+    zero_stage: Literal[0, 1, 2, 3] = 0  # of DeepSpeed: what is divided over the ranks
     deepspeed: dict[str, Any] = {}      # merged over the generated DeepSpeed config
     gradient_checkpointing: bool = False  # layers keep their inputs only: a third more arithmetic, far less memory
     checkpoint_every: Positive = 8      # steps
@@ -93,8 +93,8 @@ class Train(Section):
 
 class Benchmark(Section):
     split: str                          # of the task
-    problems: Annotated[int, Field(ge=1, le=10**6)]
-    samples: Annotated[int, Field(ge=1, le=10**5)]
+    problems: Annotated[int, Field(ge=1, le=10**6)]   # of the split
+    samples: Annotated[int, Field(ge=1, le=10**5)]    # completions of a problem
     temperature: Annotated[float, Field(ge=0)] = 1.0  # 0: greedy
     metrics: dict[str, float]           # "acc@1", "avg@N", "pass@K" -> weight in Overall
 
@@ -116,7 +116,7 @@ class Evaluate(Section):
     purpose: Literal["selection", "confirmation"] = "selection"  # which of the task's prompts
     engine: Literal["hf", "vllm"] | None = None  # that samples; None: rollout.engine
     score: Literal["curve", "final"] = "curve"   # Overall of all points averaged, or of the last
-    benchmarks: dict[str, Benchmark] = {
+    benchmarks: dict[str, Benchmark] = {         # name -> what is asked; the weights of all metrics add up to 1
         "easy": Benchmark(split="easy", problems=96, samples=4, metrics={"acc@1": 0.2}),
         "medium": Benchmark(split="medium", problems=96, samples=4, metrics={"acc@1": 0.3}),
         "hard": Benchmark(split="hard", problems=48, samples=32, metrics={"acc@1": 0.3, "pass@32": 0.2}),
@@ -140,9 +140,9 @@ class Evaluate(Section):
 
 
 class Acquisition(Section):
-    pareto: float = 1.0
-    performance: float = 1.0
-    diversity: float = 0.5
+    pareto: float = 1.0                 # weight of U_pareto; docs/SELECTION.md
+    performance: float = 1.0            # weight of U_perf
+    diversity: float = 0.5              # weight of U_div
     descendant: float = 1.0             # weight of the GP-UCB term
     ucb_beta: float = 1.0               # standard deviations of optimism
     discount: Fraction = 0.7            # per generation, of a descendant's gain
@@ -151,13 +151,13 @@ class Acquisition(Section):
 
 
 class Search(Section):
-    seed: Seed = 0
-    proposer: Literal["offline", "llm"] = "offline"
+    seed: Seed = 0                      # of proposals and choices of parents; training has train_seeds
+    proposer: Literal["offline", "llm"] = "offline"  # rules and chance, or a language model (docs/AGENT.md)
     baseline: str = "grpo"              # a seed algorithm, or a package folder: what everything is paired with
     candidates: Annotated[int, Field(ge=0)] = 7  # that the proposer makes; the baseline and added ones come on top
     train_seeds: Annotated[tuple[Seed, ...], Tuple] = (0, 1)  # paired: every candidate trains on the same ones
     window: Positive | None = None      # candidates in flight at most; None: 4, if asynchronous what keeps the slots busy
-    asynchronous: bool = False          # False: candidate k waits for 1 .. k - window and sees exactly those, on any machine
+    asynchronous: bool = False          # False: candidate k waits for 1 .. k - window and sees exactly those, on any machine;
                                         # True: it waits for nobody and sees what is archived then, so the order of jobs counts
     per_parent: Positive = 3            # candidates in a row from one chosen parent; the paper has 63 from 21 choices
     strategy: Literal["poise", "greedy", "random", "islands"] = "poise"  # how parents are chosen
@@ -182,7 +182,7 @@ class Rung(Section):
 
     at: Fraction                        # a point of evaluate.at before the last
     seeds: Positive = 1                 # of search.train_seeds, the first ones: trained so far at this rung
-    rule: Literal["below_start", "behind"] = "below_start"
+    rule: Literal["below_start", "behind"] = "below_start"            # worse than the untrained policy, or than the baseline
     margin: Annotated[float, Field(ge=0)] = 0.0                # points
     confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.8    # "behind": of the one-sided bound; 0.5 is the difference itself
 
@@ -196,7 +196,7 @@ class Rung(Section):
 class Screen(Section):
     """What a candidate passes before its training is whole; empty: nothing. See docs/SCREENING.md."""
 
-    rungs: Annotated[tuple[Rung, ...], Tuple] = ()
+    rungs: Annotated[tuple[Rung, ...], Tuple] = ()  # in the order of the training
 
 
 class Budget(Section):
@@ -210,16 +210,16 @@ class Jobs(Section):
     ranks: Positive = 1                 # training processes of one job
     threads: Positive = 1               # OMP threads of one rank
     max_parallel: Positive = 2          # jobs in flight (local executor)
-    check_min: Annotated[float, Field(gt=0)] = 5.0      # time limits, run time only
-    train_min: Annotated[float, Field(gt=0)] = 60.0
-    evaluate_min: Annotated[float, Field(gt=0)] = 30.0
-    prepare_min: Annotated[float, Field(gt=0)] = 30.0
+    check_min: Annotated[float, Field(gt=0)] = 5.0      # time limits, run time only: of a check
+    train_min: Annotated[float, Field(gt=0)] = 60.0     # of one seed's training
+    evaluate_min: Annotated[float, Field(gt=0)] = 30.0  # of an evaluation
+    prepare_min: Annotated[float, Field(gt=0)] = 30.0   # of the job that makes the start model ready
     memory_gb: Annotated[float, Field(gt=0, le=1e6)] = 8.0     # per rank
     infra_retries: Annotated[int, Field(ge=0)] = 3      # per stage and seed; then HELD
     retry_wait_s: Annotated[float, Field(ge=0)] = 60.0  # before the second repeat, doubling; the first is at once
-    heartbeat_s: Annotated[float, Field(gt=0)] = 5.0
+    heartbeat_s: Annotated[float, Field(gt=0)] = 5.0    # between two signs of life of a job
     silent_min: Annotated[float, Field(gt=0)] = 10.0    # no progress for so long: the watchdog ends the job
-    # Who evaluates: the training job itself (start-up costs more than a small model's evaluation), one job per training
+    # who evaluates: the training job itself (start-up costs more than a small model's evaluation), one job per training
     # seed, or one per (point, benchmark) of it. The scores are the same.
     evaluate_by: Literal["train", "seed", "element"] = "train"
     isolation: Literal["auto", "none"] = "auto"         # the strongest the kernel allows, or none

@@ -23,12 +23,20 @@ def test_group_statistics_over_some_completions():
     assert ops.group_size(GROUP, where).tolist() == [2, 2, 2, 2, 2]
 
 
+def test_group_medians():
+    # group 0: 1, 4 -> 2.5; group 1: -1, 2, 5 -> 2; group 2 is empty; group 3: 7
+    group, x = torch.tensor([1, 0, 1, 0, 1, 3]), torch.tensor([5.0, 1.0, -1.0, 4.0, 2.0, 7.0])
+    assert ops.group_median(x, group).tolist() == [2, 2.5, 2, 2.5, 2, 7]
+    assert ops.group_median(torch.tensor([0.0, 1.0, 1.0, 1.0]), torch.zeros(4, dtype=torch.int64)).tolist() == [1, 1, 1, 1]
+    assert ops.group_median(torch.tensor([]), torch.tensor([], dtype=torch.int64)).shape == (0,)
+
+
 @pytest.mark.parametrize("value", [0.1, 0.7, 1e-3, 1 / 3, 1.1, -0.3, 1e4])
 @pytest.mark.parametrize("n", [2, 3, 7, 64])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_equal_rewards_centre_to_exactly_zero(value, n, dtype):
     R, g = torch.full((n,), value, dtype=dtype), torch.zeros(n, dtype=torch.int64)
-    assert (R - ops.group_mean(R, g)).abs().max() == 0
+    assert (R - ops.group_mean(R, g)).abs().max() == 0 and (R - ops.group_median(R, g)).abs().max() == 0
     assert ops.group_std(R, g).max() == 0
 
 

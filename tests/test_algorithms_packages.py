@@ -1,10 +1,15 @@
 """Candidate packages: loading, and the static gate."""
 import hashlib
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
+from helpers_algorithms import rolled
 
+from poise_hpc import packages, standalone
 from poise_hpc.algorithms import gate
 from poise_hpc.algorithms.load import MAX_BYTES, load, manifest, read_package, write_seed_package
 from poise_hpc.algorithms.seeds import SEEDS, seed, source
@@ -21,6 +26,22 @@ def write(folder, **files):
     for name, text in files.items():
         (folder / f"{name}.py").write_text(text)
     return folder
+
+
+# -- the document ------------------------------------------------------------------------------------------------------
+
+def test_the_example_in_the_document_is_what_it_says(tmp_path):
+    text = (Path(__file__).parents[1] / "docs" / "ALGORITHMS.md").read_text()
+    for name, body in re.findall(r"`my_median/([\w.]+)`:\n```\w+\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+        (tmp_path / name).write_text(body)
+    data = standalone.check(tmp_path)
+    assert data["outcome"] == "succeeded" and [c["name"] for c in data["checks"] if not c["passed"]] == []
+    proposal, algorithm = packages.read_package(tmp_path).proposal, load(tmp_path)
+    assert proposal.name == "MEDIAN-GRPO" and [m.name for m in algorithm.mechanisms] == list(proposal.mechanisms) == ["median-baseline"]
+    # One right of four: median 0, mean 1/4, std 1/2.
+    rollouts = rolled([[1.0, 0, 0, 0]])
+    torch.testing.assert_close(algorithm.advantages(rollouts, {}).value, torch.tensor([2.0, 0, 0, 0]), rtol=1e-5, atol=0)
+    torch.testing.assert_close(algorithm.without("median-baseline").advantages(rollouts, {}).value, torch.tensor([1.5, -0.5, -0.5, -0.5]), rtol=1e-5, atol=0)
 
 
 # -- load --------------------------------------------------------------------------------------------------------------

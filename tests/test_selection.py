@@ -1,4 +1,5 @@
 import json
+import re
 
 import numpy as np
 import pytest
@@ -198,6 +199,18 @@ def test_a_pick_is_json_and_repeats():
     assert first == pick(entries, [("c0100", ("c0003",))])
     assert json.loads(json.dumps(first.terms)) == first.terms
     assert first.terms[0]["id"] == first.parent and first.parent in first.explanation
+
+
+def test_the_sum_that_is_shown_adds_up():
+    settings = Acquisition(pareto=1.5, performance=1.0, diversity=0.5, descendant=2.0)
+    entries = archive()
+    first = pick(entries, settings=settings).parent
+    for pending in [], [("c0100", (first,))]:
+        chosen = pick(entries, pending, settings=settings)
+        total, terms, waiting = re.search(r"total ([\d.]+) = \[(.*)\] / \(1 \+ (\d+) pending", chosen.explanation).groups()
+        weighted = {name: float(w) * float(term) for w, name, term in re.findall(r"([\d.]+) x (\w+) ([\d.]+)", terms)}
+        assert set(weighted) == {"pareto", "performance", "diversity", "descendant"}
+        assert abs(sum(weighted.values()) / (1 + int(waiting)) - float(total)) < 0.035  # each term is rounded to 0.005
 
 
 def test_the_pool_keeps_the_best_the_newest_and_the_fertile():

@@ -40,6 +40,16 @@ def group_std(x: Tensor, group: Tensor, where: Tensor | None = None, ddof: int =
     return (squares / (_sum(weight, group) - ddof).clamp(min=1)).sqrt()[group].to(x.dtype)
 
 
+def group_median(x: Tensor, group: Tensor) -> Tensor:
+    """(N,) median of x over the group of i; of an even number the mean of the middle two. Equal values have exactly their value."""
+    by_value = x.argsort(stable=True)
+    order = by_value[group[by_value].argsort(stable=True)]  # by group, and by value in it
+    size = torch.bincount(group, minlength=_groups(group))
+    first = size.cumsum(0) - size
+    low, high = (x[order[first + (size + shift).clamp(min=0) // 2]] for shift in (-1, 0))
+    return ((low + high) / 2)[group]
+
+
 def pass_rate(correct: Tensor, group: Tensor, where: Tensor | None = None) -> Tensor:
     """(N,) p, the share of the group of i with a component `correct` above 0."""
     return group_mean((correct > 0).to(torch.get_default_dtype()), group, where)

@@ -36,8 +36,8 @@ def data() -> None:
     """Problem sets of the mathematics task, pinned by hash."""
 
 
-main.under("Run", planning.plan, running.run, running.step, tools.doctor)
-main.under("Look", looking.status, looking.watch, looking.leaderboard, looking.show, looking.logs, looking.report)
+main.under("Run", planning.config, planning.plan, running.run, running.step, tools.doctor)
+main.under("Look", looking.status, looking.watch, looking.leaderboard, looking.show, looking.logs, looking.report, planning.catalogue)
 main.under("Test what was found", again.confirm, again.ablate, again.control, again.transfer, again.rerun, again.replay)
 main.under("Take a winner along", exporting.export)
 main.under("Your own algorithm", tools.check, steering.add)

@@ -1,4 +1,4 @@
-"""Before anything is submitted: `plan`."""
+"""What can be known before anything is submitted: `plan`, `config`, `catalogue`."""
 from __future__ import annotations
 
 import sys
@@ -37,3 +37,27 @@ def plan(target: Path | None, config_file: Path | None, site_file: Path | None, 
     data = planning.plan(config, site, campaign, model)
     emit(data, as_json, text)
     sys.exit(2 if data["memory"]["fits"] is False else 0)
+
+
+@click.command()
+@click.argument("file", type=FILE, required=False)
+@as_json
+def config(file: Path | None, as_json: bool) -> None:
+    """Every setting: value, type, limits, meaning. Of FILE, what it names as its base included, else the defaults.
+
+    Prints YAML that is itself a config file."""
+    from .. import config as configuration
+    from .. import reference
+
+    chosen = configuration.load(file) if file else configuration.Config()
+    emit(reference.data(chosen) if as_json else chosen, as_json, reference.text)
+
+
+@click.command()
+@click.argument("words", nargs=-1, metavar="[NAME]...")
+@as_json
+def catalogue(words: tuple[str, ...], as_json: bool) -> None:
+    """The offline proposer's mechanisms: formula, purpose, source. All, or what NAME is: QAE, quantile-baseline, RLOO-OPMASK-GRPO."""
+    from ..agent import listing
+
+    emit(listing.rows(words), as_json, listing.text)

@@ -4,13 +4,13 @@ from __future__ import annotations
 from typing import Any
 
 from ..archive import Entry
+from ..selection.acquisition import TERMS
 from ..types import candidate_id
 from . import svg
 from .gather import Findings
 from .markup import Html, cut, h, join, table
 from .words import count, named, note, ref, section
 
-TERMS = ("pareto", "performance", "diversity", "descendant")
 ROWS = 200
 
 

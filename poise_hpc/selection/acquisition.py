@@ -28,6 +28,7 @@ from .descendants import Lineage, lineage
 from .features import Table
 
 Strategy = Literal["poise", "greedy", "random", "islands"]
+TERMS = ("pareto", "performance", "diversity", "descendant")  # keys of a pick's table, and of their weights in the config
 SHOWN = 5          # candidates in a pick's table
 FRONT_OF = 1024    # best entries among which the pool's Pareto front is looked for
 LENGTH = 2.0       # length scale: entries differ by a few units, in five groups of features, each of variance 1
@@ -96,14 +97,14 @@ def _poise(ordered: Sequence[EntrySummary], read: Columns, table: Table, allowed
         "diversity": features.diversity(members),
         "descendant": (ucb - ucb.min()) / max(np.ptp(ucb), members.noise),
     }
-    weighted = sum(getattr(settings, name) * term for name, term in terms.items())
+    weighted = sum(getattr(settings, name) * terms[name] for name in TERMS)
     total = weighted / (1 + waiting)
     order = np.lexsort((np.arange(len(total)), -total.round(9)))  # rounded: a last-bit difference is a tie
     shown = [{"id": entries[i].id, "name": entries[i].name, "total": round(float(total[i]), 4),
               **{name: round(float(term[i]), 4) for name, term in terms.items()},
               "overall": round(float(members.overall[i]), 3), "value": round(float(members.value[i]), 3), "lower": round(float(members.lower[i]), 3),
               "gain": round(float(mean[i]), 3), "gain_sd": round(float(sd[i]), 3), "pending": int(waiting[i])} for i in order[:SHOWN]]
-    return Pick(shown[0]["id"], shown, _explain(shown, len(members), len(table), bool(np.isfinite(family.gain).any())))
+    return Pick(shown[0]["id"], shown, _explain(shown, settings, len(members), len(table), bool(np.isfinite(family.gain).any())))
 
 
 def pool(table: Table, gain: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
@@ -169,13 +170,15 @@ def _islands(ordered: Sequence[EntrySummary], table: Table, rng: np.random.Gener
                 f"islands: the line of {founder} (one of {len(islands)}), rank {rank + 1} of {len(weight)} in it")
 
 
-def _explain(shown: list[dict[str, Any]], compared: int, scored: int, informed: bool) -> str:
+def _explain(shown: list[dict[str, Any]], settings: Acquisition, compared: int, scored: int, informed: bool) -> str:
+    """The sum as it was made: weight x term, over the pending children."""
     first = shown[0]
-    text = (f"{first['id']} {first['name']}: total {first['total']:.2f} = pareto {first['pareto']:.2f}, performance "
-            f"{first['performance']:.2f} ({first['overall']:.1f} points, worth {first['value']:.1f} by its seeds' noise, parents and children, "
-            f"lower bound {first['lower']:.1f}), diversity "
-            f"{first['diversity']:.2f}, descendant {first['descendant']:.2f} (expected gain {first['gain']:+.1f} +- {first['gain_sd']:.1f}), "
-            f"weighted; {first['pending']} pending children. Compared {compared} of {scored} scored entries.")
+    notes = {"performance": f" ({first['overall']:.1f} points, worth {first['value']:.1f} by its seeds' noise, parents and children, "
+                            f"lower bound {first['lower']:.1f})",
+             "descendant": f" (expected gain {first['gain']:+.1f} +- {first['gain_sd']:.1f})"}
+    weighted = " + ".join(f"{getattr(settings, name):g} x {name} {first[name]:.2f}{notes.get(name, '')}" for name in TERMS)
+    text = (f"{first['id']} {first['name']}: total {first['total']:.2f} = [{weighted}] / (1 + {first['pending']} pending children). "
+            f"Compared {compared} of {scored} scored entries.")
     if not informed:
         text += " No entry has a scored descendant yet: the descendant term is the same for all."
     if len(shown) > 1:
