@@ -153,7 +153,7 @@ def test_command_exit_codes_and_json(tmp_path, qwen):
     assert lab.exit_code == 0 and "it fits into 8 GiB" in lab.stdout and "assumed:" in lab.stdout
     first, cost = lab.stdout.splitlines()[0], json.loads(CliRunner().invoke(main, ["plan", str(CONFIGS / "tiny.yaml"), "--json"]).stdout)["cost"]
     assert first.startswith(f"it fits into 8 GiB; {cost['left']} candidates to come take about {cost['left_hours']:.2g} core-hours, 90 % within ")
-    assert "      0.000  " not in lab.stdout and "context" in lab.stdout
+    assert "\n     0.000  " not in lab.stdout and "context" in lab.stdout
     assert CliRunner().invoke(main, ["plan", *arguments[1:]]).stdout.startswith("does not fit: ")
     assert CliRunner().invoke(main, ["plan", "--config", str(CONFIGS / "tiny.yaml")]).stdout == lab.stdout  # as `run` has it
     for twice in ([], [str(CONFIGS / "tiny.yaml"), "--config", str(CONFIGS / "tiny.yaml")]):
