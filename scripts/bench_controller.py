@@ -38,7 +38,7 @@ from helpers_campaign import campaign, noop_work  # noqa: E402
 from poise_hpc import recording, views  # noqa: E402
 from poise_hpc.agent import offline  # noqa: E402
 from poise_hpc.agent.base import Context  # noqa: E402
-from poise_hpc.agent.recipe import declared, of_proposal, sound  # noqa: E402
+from poise_hpc.agent.recipe import of_proposal  # noqa: E402
 from poise_hpc.archive import read  # noqa: E402
 from poise_hpc.campaign import Campaign  # noqa: E402
 from poise_hpc.cluster.inline import InlineCluster  # noqa: E402

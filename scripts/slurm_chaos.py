@@ -33,7 +33,7 @@ import numpy as np  # noqa: E402
 import steps  # noqa: E402
 from helpers_slurm import VirtualCluster, processes, virtual_cluster  # noqa: E402
 
-from poise_hpc import archive, config, files  # noqa: E402
+from poise_hpc import archive, config  # noqa: E402
 from poise_hpc.agent.offline import OfflineProposer  # noqa: E402
 from poise_hpc.campaign import Campaign  # noqa: E402
 from poise_hpc.cluster.inline import InlineCluster  # noqa: E402

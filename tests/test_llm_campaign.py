@@ -20,7 +20,6 @@ from scripted_agent import STORIES, USAGE, VALID, Agent, Story, seed
 
 from poise_hpc import files, orders, replaying, views
 from poise_hpc.agent.llm_proposer import LLMProposer
-from poise_hpc.agent.offline import OfflineProposer
 from poise_hpc.campaign import Campaign
 from poise_hpc.cluster.inline import InlineCluster
 from poise_hpc.controller import Controller
