@@ -411,6 +411,17 @@ def test_whose_attempt_has_ended(tmp_path, name, index, id, ended):
 # --- cancel
 
 
+def test_what_waits_and_was_stopped_while_the_scheduler_was_away_leaves_the_queue(slurm, tmp_path):
+    fake, stopped, other = cluster(slurm), job(tmp_path, id="7"), job(tmp_path, "c0002-check-1", id="8")
+    scheduler.files.write_json(stopped.attempt / jobs.STOP, {})
+    slurm.queue = line("7", "PENDING") + line("8", "PENDING", "c0002-check-1")
+    fake.alive([stopped, other])
+    assert slurm.cancelled == [["7"]]
+    slurm.now, slurm.queue = slurm.now + 60, line("7", "RUNNING") + line("8", "PENDING", "c0002-check-1")
+    fake.alive([stopped, other])  # it has started: it looks into its folder
+    assert slurm.cancelled == [["7"]]
+
+
 def test_cancel_takes_only_our_jobs_by_id(slurm, tmp_path):
     fake = cluster(slurm)
     slurm.queue = (line("7", "RUNNING") + line("8_1", "PENDING", "c0002-evaluate-s0-1") + line("9", "COMPLETED", "c0003-train-s0-1")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import files, scheduler
+from ..jobs import STOP
 from ..scheduler import Gone, News, Queue, SchedulerSilent, Seen, Submitted
 from ..site import Site
 from ..types import PoiseError
@@ -111,11 +112,13 @@ class SlurmCluster:
 
     def _tidy(self, submitted: Sequence[Submitted]) -> list[Seen]:
         """Cancel jobs whose attempt has ended: a scheduler that was killed, or a requeue, brings them back, and one that is
-        held would stay for ever. What runs gets LINGER_S to end by itself. Returns what is left of the campaign in the queue."""
+        held would stay for ever. What runs gets LINGER_S to end by itself. Returns what is left of the campaign in the queue.
+        Jobs that wait and that a person stopped while the scheduler was away leave the queue, too."""
         now, left = self.clock(), self.queue.beside(submitted)
         needless = {seen.id: seen for seen in left if self.needless(seen)}
         self._lingering = {id: self._lingering.get(id, now) for id in needless}
         ids = [id for id, seen in needless.items() if seen.waits or now - self._lingering[id] >= LINGER_S]
+        ids += [seen.id for job in submitted if (job.attempt / STOP).exists() and (seen := self.queue.find(job)) and seen.waits]
         for i in range(0, len(ids), 500):
             try:
                 self.call(["scancel", *ids[i:i + 500]])
