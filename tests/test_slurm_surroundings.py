@@ -39,7 +39,7 @@ def done_once(driven: Controller) -> None:
 
 def test_a_scheduler_that_is_reset_gives_a_jobs_id_to_somebody_else(here, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NOOP_STEP_S", "1")
-    driven = controller(noop(tmp_path / "c", **ALONE, train={"steps": 4}))
+    driven = controller(noop(tmp_path / "c", **ALONE, train={"steps": 12}))  # longer than the reset: the job is killed by it
     drive(driven, lambda: bool(driven.active) and any(running(a) for a in attempts(driven, Stage.TRAIN)))
     id = attempts(driven, Stage.TRAIN)[0].submitted["job_id"]
     here.kill("slurmctld", signal.SIGKILL)
@@ -50,6 +50,7 @@ def test_a_scheduler_that_is_reset_gives_a_jobs_id_to_somebody_else(here, tmp_pa
     # slurmd refuses a job while a step of the same id is left.
     until(lambda: not any("slurmstepd" in line for line in processes(here.conf)), "the node goes on with a job that nobody knows")
     assert here.sbatch("--partition=main", "--job-name=somebody", "--wrap=sleep 600") == id
+    here.wait_for(id, "RUNNING")
     drive(driven)
     done_once(driven)
     assert here.state(id) == "RUNNING"
