@@ -13,6 +13,7 @@ class Price(Section):
 
     prompt: Annotated[float, Field(ge=0)]      # currency units
     completion: Annotated[float, Field(ge=0)]  # currency units
+    cached: Annotated[float, Field(ge=0)] | None = None  # currency units, of prompt tokens from the provider's cache; None: as the others
 
 
 OPERATORS = ("propose", "implement", "repair", "review", "reflect", "synthesize")
@@ -26,10 +27,10 @@ class Agent(Section):
     api_key_file: str | None = None             # one line, readable by its owner only
     api_key_env: str | None = None              # name of a variable of the login node
     models: dict[str, tuple[str, ...]] = {}     # operator or "default" -> a model, then its fallbacks
-    temperature: Annotated[float, Field(ge=0)] | None = 1.0  # None: the server's own
+    temperature: Annotated[float, Field(ge=0)] | None = 1.0  # None: the server's own, as where a model takes none
     max_tokens: Positive = 16384                # of one reply, reasoning included
     context_tokens: Positive | None = None      # of the model, prompt and reply; longer prompts are cut down. None: when it says so
-    max_tokens_key: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"  # what the server calls it
+    max_tokens_key: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"  # what is tried first; the other where a model does not take it
     timeout_s: Annotated[float, Field(gt=0)] = 600.0         # silence of the server
     max_attempts: Positive = 6                  # per model, on 408, 429, 5xx, timeouts and lost connections
     backoff_s: Annotated[float, Field(gt=0)] = 2.0           # before attempt 2; doubles

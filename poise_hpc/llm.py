@@ -3,12 +3,13 @@
 `Client.complete(request)` answers from the transcript if the request was ever answered; otherwise it tries the
 operator's models in order. Per attempt: reserve the worst case, note the request, send, note the reply, hand it out.
 
-Retried with backoff: 408, 429 (Retry-After is honoured), 5xx, timeouts, lost connections. Not retried: 400, 401, 403,
-404, 422. The openai client's own retries are off: it would generate, and charge, again without telling.
+Retried with backoff: 408, 429 (Retry-After is honoured), 5xx, timeouts, lost connections. Not retried: other 4xx, but a 400 or 422
+to something that can be left out (`dialect`). The openai client's own retries are off: it would generate, and charge, again without telling.
 
-A prompt that the model's context cannot hold is `TooLong`, if it is one that may be shortened (`LEAST_TOKENS`).
+A prompt that the model's context cannot hold is `TooLong`, if it is one that may be shortened (`LEAST_TOKENS`); one that a provider's
+filter stops is `Refused`.
 
-Not covered: streaming, tools, images; providers' discounts for cached prompts (the ledger then shows too much).
+Not covered: streaming, tools, images.
 """
 from __future__ import annotations
 
@@ -26,8 +27,10 @@ from typing import Any
 
 from .access import address, read_key, without_key
 from .agent_config import Agent
-from .replay import LLMError, Rejected, TooLong, Unavailable, models_for, recorded, unusable
-from .transcript import Amount, Limit, Reply, Request, Transcript, read_body
+from .dialect import Dialect
+from .replay import LLMError, Refused, Rejected, TooLong, Unavailable, models_for, recorded, unusable
+from .reply import Reply, read_body
+from .transcript import Amount, Limit, Request, Transcript
 
 CONNECT_S = 10.0      # to open a connection; `agent.timeout_s` is the server's silence after that
 FRAMING_TOKENS = 32   # a chat template's own tokens per message, more than any seen
@@ -35,6 +38,10 @@ RETRIED = frozenset({408, 429})
 BYTES_A_TOKEN = 3     # of prose, code and figures; a little less than any tokenizer in use has
 LEAST_TOKENS = 12_000  # a context that cannot hold such a prompt beside the reply is too small for the agent: a person must look
 NO_ROOM = re.compile(r"context_length_exceeded|context (length|window|size)|(prompt|input|request) is too long|input token count", re.I)
+FILTERED = frozenset({"content_filter", "content_policy_violation", "invalid_prompt"})  # error codes of a prompt that a filter has stopped
+HINTS = {401: "Check the key (agent.api_key_file or agent.api_key_env)", 403: "Check the key and what it may use",
+         402: "The account has no credit left", 429: "The account has no credit left", 404: "Check agent.base_url and agent.models"}
+CHECK = "Check agent.models, agent.max_tokens and agent.temperature"
 NEVER_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError", "UnsupportedProtocol"})
 
 
@@ -46,7 +53,7 @@ class Failure(Exception):
     message: str
     retry: bool
     billable: bool = False       # the server may have generated, and charge for it
-    too_long: bool = False       # the prompt, for the model's context
+    final: str = ""              # "too long": the prompt, for the model's context; "refused": by a filter
     retry_after_s: float | None = None
 
 
@@ -62,7 +69,7 @@ class Client:
         self._url = lambda: without_key(key, address(settings))  # as it may be written down
         self._slots = threading.Semaphore(settings.max_parallel)
         self._pace = Pace(settings.requests_per_min, sleep, clock)
-        self._no_schema: set[str] = set()  # models that answered 400 to a schema and not without it
+        self._dialects: dict[str, Dialect] = {}  # model -> what it has taken
         self._limit = Limit(settings.budget_tokens,
                             None if settings.budget_cost is None else Decimal(str(settings.budget_cost)))
 
@@ -75,7 +82,7 @@ class Client:
             try:
                 # a recorded reply is unusable here: refused or empty, and not to be paid for again
                 reply = self.transcript.replies(request.key).get(model) or self._ask(model, request)
-            except (Unavailable, Rejected, TooLong) as error:
+            except LLMError as error:
                 failures.append(error)
                 continue
             if reply.usable:
@@ -86,27 +93,30 @@ class Client:
 
     def _ask(self, model: str, request: Request) -> Reply:
         where = f"{request.candidate} {request.operator}: {model} at {address(self.settings)}"
-        schema, attempt = request.schema is not None and model not in self._no_schema, 1
         if (room := self.settings.context_tokens) and prompt_tokens(request) + self.settings.max_tokens > room:
             reason = (f"{where}: a prompt of about {prompt_tokens(request)} tokens and a reply of {self.settings.max_tokens} (agent.max_tokens) "
                       f"do not fit into {room} (agent.context_tokens)")
             self.transcript.refuse(request, model, reason)
             raise TooLong(reason)
+        dialect, attempt = self._dialects.get(model) or Dialect.first(self.settings), 1
+        disliked: dict[Dialect, str] = {}
         while True:
             try:
-                reply = self._attempt(model, request, schema)
-                if request.schema and not schema:
-                    self._no_schema.add(model)
+                reply = self._attempt(model, request, dialect)
+                self._dialects[model] = dialect
                 return reply
             except Failure as error:
-                if error.too_long:
+                if error.final == "too long":
                     raise self._no_room(where, request, error.message) from None
-                if error.status == 400 and schema:  # perhaps it only dislikes the schema
-                    schema = False
+                if error.final == "refused":
+                    raise Refused(f"{where}: stopped by the provider's filter: {error.message}") from None
+                disliked[dialect] = error.message
+                if (other := dialect.after(error.status, error.message, request)) and other not in disliked:
+                    dialect = other
                     continue
                 if not error.retry:
-                    raise Rejected(f"{where} answered {error.status}: {error.message}. Check agent.base_url, "
-                                   f"agent.models and the key") from None
+                    said = "; then ".join(dict.fromkeys(disliked.values()))
+                    raise Rejected(f"{where} answered {error.status}: {said}. {HINTS.get(error.status or 0, CHECK)}") from None
                 wait = self._wait_s(error, f"{self._seed}/{request.key}/{model}/{attempt}", attempt)
                 if attempt == self.settings.max_attempts or wait > self.settings.backoff_max_s:
                     raise Unavailable(f"{where}: attempt {attempt} failed ({error.message}), next wait {wait:.0f} s. "
@@ -128,16 +138,19 @@ class Client:
         jitter = 1 - 0.25 * random.Random(stream).random()
         return jitter * min(self.settings.backoff_s * 2.0 ** (attempt - 1), self.settings.backoff_max_s)
 
-    def _attempt(self, model: str, request: Request, schema: bool) -> Reply:
+    def _attempt(self, model: str, request: Request, dialect: Dialect) -> Reply:
         worst = self._amount(model, prompt_bound(request), self.settings.max_tokens)
         with self._slots:
             self._pace.wait()
-            call = self.transcript.begin(request, model, schema, worst, self._limit, self._url(), options(self.settings))
+            more = dialect.options(request, self.settings.max_tokens)
+            schema = more.get("response_format", {}).get("type") == "json_schema"
+            noted = {k: v for k, v in more.items() if not (schema and k == "response_format")}  # the schema has a field of its own
+            call = self.transcript.begin(request, model, schema, worst, self._limit, self._url(), noted)
             try:
-                body = self._send(model, request, schema)
+                body = self._send(model, request, more)
             except Failure as error:
-                self.transcript.fail(call, request, model, error.status, error.message, worst if error.billable else Amount(),
-                                     too_long=error.too_long and prompt_tokens(request) >= LEAST_TOKENS)
+                final = error.final if error.final != "too long" or prompt_tokens(request) >= LEAST_TOKENS else ""
+                self.transcript.fail(call, request, model, error.status, error.message, worst if error.billable else Amount(), final)
                 raise
             try:
                 reply = read_body(model, body)
@@ -145,14 +158,17 @@ class Client:
                 self.transcript.fail(call, request, model, 200, f"{error}: {body[:500]}", worst)
                 raise Failure(200, str(error), retry=True, billable=True) from None
             known = reply.prompt_tokens is not None and reply.completion_tokens is not None
-            spent = self._amount(model, reply.prompt_tokens, reply.completion_tokens) if known else worst
+            spent = self._amount(model, reply.prompt_tokens, reply.completion_tokens, reply.cached_tokens) if known else worst
             return self.transcript.end(call, request, model, body, spent)
 
-    def _amount(self, model: str, prompt: int, completion: int) -> Amount:
+    def _amount(self, model: str, prompt: int, completion: int, cached: int = 0) -> Amount:
+        """`cached`: of the prompt's tokens."""
         price = self.settings.prices.get(model)
-        cost = Decimal(0) if price is None else (Decimal(str(price.prompt)) * prompt
-                                                 + Decimal(str(price.completion)) * completion) / 1_000_000
-        return Amount(prompt + completion, cost)
+        if price is None:
+            return Amount(prompt + completion)
+        rates = price.prompt, price.prompt if price.cached is None else price.cached, price.completion
+        return Amount(prompt + completion, sum((Decimal(str(rate)) * n for rate, n in zip(rates, (prompt - cached, cached, completion), strict=True)),
+                                               Decimal(0)) / 1_000_000)
 
 
 def prompt_bound(request: Request) -> int:
@@ -167,12 +183,6 @@ def prompt_tokens(request: Request) -> int:
 
 def _texts(request: Request) -> list[str]:
     return [m["content"] for m in request.messages] + ([str(request.schema)] if request.schema else [])
-
-
-def options(settings: Agent) -> dict[str, Any]:
-    """What a request says beside model, messages and schema: settings that may change during a campaign."""
-    temperature = {} if settings.temperature is None else {"temperature": settings.temperature}
-    return {settings.max_tokens_key: settings.max_tokens} | temperature
 
 
 class Pace:
@@ -217,17 +227,13 @@ def _connect(settings: Agent, url: str, key: str) -> Any:
                          timeout=openai.Timeout(settings.timeout_s, connect=min(CONNECT_S, settings.timeout_s)))
 
 
-def _endpoint(settings: Agent, key: str) -> Callable[[str, Request, bool], str]:
-    """send(model, request, with schema) -> the reply's body, or Failure. The key stays in this closure."""
+def _endpoint(settings: Agent, key: str) -> Callable[[str, Request, dict[str, Any]], str]:
+    """send(model, request, options) -> the reply's body, or Failure. The key stays in this closure."""
     import openai
 
     client_at = lru_cache(maxsize=1)(lambda url: _connect(settings, url, key))
 
-    def send(model: str, request: Request, schema: bool) -> str:
-        more = options(settings)
-        if schema:
-            more["response_format"] = {"type": "json_schema", "json_schema": {
-                "name": request.operator, "strict": True, "schema": request.schema}}
+    def send(model: str, request: Request, more: dict[str, Any]) -> str:
         if not (url := address(settings)):
             raise Failure(None, _silent(settings), retry=True)
         try:
@@ -236,8 +242,10 @@ def _endpoint(settings: Agent, key: str) -> Callable[[str, Request, bool], str]:
             status = error.status_code
             quota = error.code == "insufficient_quota"  # a 429 that no waiting cures
             raise Failure(status, without_key(key, str(error))[:2000], retry=not quota and (status in RETRIED or status >= 500),
-                          retry_after_s=_retry_after_s(error.response.headers),
-                          too_long=status == 413 or (status == 400 and bool(NO_ROOM.search(f"{error} {error.code}")))) from None
+                          retry_after_s=_retry_after_s(error.response.headers), final=_final(error)) from None
+        except openai.APITimeoutError as error:
+            raise Failure(None, f"no answer within {settings.timeout_s:g} s (agent.timeout_s)", retry=True,
+                          billable=type(error.__cause__).__name__ not in NEVER_SENT) from None
         except openai.APIConnectionError as error:
             cause = error.__cause__
             raise Failure(None, without_key(key, f"{error} ({type(cause).__name__}: {cause})"), retry=True,
@@ -245,6 +253,13 @@ def _endpoint(settings: Agent, key: str) -> Callable[[str, Request, bool], str]:
         return without_key(key, raw.http_response.content.decode("utf-8", "replace"))
 
     return send
+
+
+def _final(error: Any) -> str:
+    """Of an answer that says that this prompt will never be taken: why."""
+    if error.status_code == 413 or (error.status_code == 400 and NO_ROOM.search(f"{error} {error.code}")):
+        return "too long"
+    return "refused" if error.status_code == 400 and error.code in FILTERED else ""
 
 
 def _retry_after_s(headers: Mapping[str, str]) -> float | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 from typing import Protocol
 
 from .agent_config import Agent
-from .transcript import BudgetExceeded, Reply, Request, Transcript
+from .reply import Reply
+from .transcript import BudgetExceeded, Request, Transcript
 from .types import PoiseError, UsageError
 
 
@@ -73,8 +74,8 @@ def known_failure(transcript: Transcript, request: Request, model: str) -> LLMEr
     """Why this model has no usable reply to the request, if that is settled."""
     if reply := transcript.replies(request.key).get(model):
         return unusable(request, reply)
-    reason = transcript.too_long(request.key).get(model)
-    return TooLong(reason) if reason else None
+    kind, reason = transcript.final(request.key).get(model, ("", ""))
+    return {"too long": TooLong, "refused": Refused}[kind](reason) if kind else None
 
 
 def unusable(request: Request, reply: Reply) -> LLMError:

@@ -8,9 +8,9 @@ paid twice.
                        "options": {max_tokens, temperature, ...}, "worst": {tokens, cost}, "time"}
     {"event": "reply", "call", "key", "model", "body": the server's bytes as text, "spent": {tokens, cost}, "time"}
     {"event": "error", "call", "key", "model", "status", "error", "spent": {tokens, cost}, "time"}
-                       and "too_long": true where the prompt did not fit into the model's context
+                       and "final": "too long" where the prompt did not fit into the model's context, "refused" where a filter stopped it
     {"event": "budget", "key", "error", "time"}             refused before sending
-    {"event": "too long", "key", "model", "error", "time"}  the same, by agent.context_tokens
+    {"event": "too long", "key", "model", "error", "time"}  the same as "final", by agent.context_tokens
 
 Costs are decimal strings: they add up exactly.
 """
@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from . import files
+from .reply import Reply, read_body
 from .types import PoiseError
 
 
@@ -82,41 +83,6 @@ class Limit:
         return (self.tokens is None or amount.tokens <= self.tokens) and (self.cost is None or amount.cost <= self.cost)
 
 
-@dataclass(frozen=True)
-class Reply:
-    """A server's answer, read from its body: the same way when it arrives and when it is replayed."""
-
-    model: str                         # that was asked
-    text: str
-    finish: str                        # "stop", "length" (cut at max_tokens), "content_filter", ...
-    refusal: str                       # "" unless the model or a filter refused
-    prompt_tokens: int | None          # None: the server does not say
-    completion_tokens: int | None
-
-    @property
-    def usable(self) -> bool:
-        return bool(self.text.strip()) and not self.refusal
-
-
-def read_body(model: str, body: str) -> Reply:
-    """Reply from a chat-completion body; ValueError if it is none."""
-    data = json.loads(body)
-    try:
-        choice = data["choices"][0] if data["choices"] else {}
-        message, usage = choice.get("message") or {}, data.get("usage") or {}
-        finish = str(choice.get("finish_reason") or "")
-        tokens = [int(n) if (n := usage.get(k)) is not None else None for k in ("prompt_tokens", "completion_tokens")]
-        refusal = message.get("refusal") or ("content filter" if finish == "content_filter" else "")
-        return Reply(model, _plain(message.get("content")), finish, _plain(refusal), *tokens)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"not a chat completion ({type(error).__name__}: {error})") from None
-
-
-def _plain(text: Any) -> str:
-    """Text that can be written to a file: lone surrogates, which JSON escapes allow, become '?'."""
-    return text.encode("utf-8", "replace").decode() if isinstance(text, str) else ""
-
-
 class Transcript:
     """The only writer of one `llm.jsonl`. Thread-safe; one process at a time (the campaign's lock sees to it)."""
 
@@ -124,7 +90,7 @@ class Transcript:
         self.path, self._clock, self._lock = path, clock, threading.Lock()
         self._replies: dict[str, dict[str, Reply]] = {}   # key -> model -> reply
         self._over: dict[str, str] = {}                   # key -> why the budget refused it
-        self._long: dict[str, dict[str, str]] = {}        # key -> model -> why the prompt does not fit
+        self._final: dict[str, dict[str, tuple[str, str]]] = {}  # key -> model -> "too long" or "refused", and why
         self._amounts: dict[int, tuple[str, Amount]] = {}  # call -> operator, spent (or its worst case until known)
         for line in files.read_lines(path):
             self._take(line)
@@ -137,10 +103,10 @@ class Transcript:
     def over_budget(self, key: str) -> str | None:
         return self._over.get(key)
 
-    def too_long(self, key: str) -> dict[str, str]:
-        """Models whose context this request did not fit into, with the reason."""
+    def final(self, key: str) -> dict[str, tuple[str, str]]:
+        """Models that will not take this request, however often they are asked: "too long" or "refused", and the reason."""
         with self._lock:
-            return dict(self._long.get(key, {}))
+            return dict(self._final.get(key, {}))
 
     def turns(self, candidate: str, operator: str) -> list[str]:
         """Keys of all answered requests of one operator for one candidate."""
@@ -183,10 +149,10 @@ class Transcript:
                           "spent": spent.to_json()})
             return self._replies[request.key][model]
 
-    def fail(self, call: int, request: Request, model: str, status: int | None, error: str, spent: Amount, too_long: bool = False) -> None:
+    def fail(self, call: int, request: Request, model: str, status: int | None, error: str, spent: Amount, final: str = "") -> None:
         with self._lock:
             self._append({"event": "error", "call": call, "key": request.key, "model": model, "status": status,
-                          "error": error, "spent": spent.to_json()} | ({"too_long": True} if too_long else {}))
+                          "error": error, "spent": spent.to_json()} | ({"final": final} if final else {}))
 
     def refuse(self, request: Request, model: str, error: str) -> None:
         """Note that the request is too long for the model, and is not sent."""
@@ -207,10 +173,10 @@ class Transcript:
                 self._replies.setdefault(line["key"], {})[line["model"]] = read_body(line["model"], line["body"])
             case "error":
                 self._settle(line)
-                if line.get("too_long"):
-                    self._long.setdefault(line["key"], {})[line["model"]] = line["error"]
+                if line.get("final"):
+                    self._final.setdefault(line["key"], {})[line["model"]] = line["final"], line["error"]
             case "too long":
-                self._long.setdefault(line["key"], {})[line["model"]] = line["error"]
+                self._final.setdefault(line["key"], {})[line["model"]] = "too long", line["error"]
             case "budget":
                 self._over[line["key"]] = line["error"]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from poise_hpc.agent.base import Context, Facts
 from poise_hpc.agent.package_text import show_package
-from poise_hpc.transcript import Reply
+from poise_hpc.reply import Reply
 from poise_hpc.types import EntrySummary, Outcome, Proposal, Reflection, Score
 
 CLIP_HIGHER_CODE = '''"""Clip-higher GRPO: the upper clip of the ratio is wider than the lower one.

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from poise_hpc.agent.conversation import BadReply, Conversation, Malformed, find_object, json_schema, reads_json
 from poise_hpc.agent.package_text import read_change, read_package, show_package
 from poise_hpc.agent.propose import Ideas
-from poise_hpc.transcript import Reply
+from poise_hpc.reply import Reply
 
 
 class Point(BaseModel):

@@ -206,17 +206,6 @@ def test_refused_and_empty_replies_are_typed_and_paid_once(tmp_path, answer, err
         assert len(server.requests) == 1
 
 
-def test_a_schema_the_server_dislikes_is_left_out_and_that_is_remembered(tmp_path):
-    def script(request):
-        return Status(400, "response_format unsupported") if "response_format" in request else Answer("ok")
-
-    with LLMServer(script) as server:
-        bench = Bench(server, tmp_path)
-        for turn in (0, 1):
-            assert bench.client.complete(ask(turn=turn, schema={"type": "object"})).text == "ok"
-        assert ["response_format" in r for r in server.requests] == [True, False, False]
-
-
 def test_budget_stops_before_the_call_that_could_break_it(tmp_path):
     # Worst case of a call: (2 bytes + 32) prompt tokens at 10 per million + 50 at 100 per million = 0.00034 + 0.005.
     # Each answer really costs 20 x 10 + 40 x 100 per million = 0.0042. Budget 0.0174:
