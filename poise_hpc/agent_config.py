@@ -16,6 +16,7 @@ class Price(Section):
     cached: Annotated[float, Field(ge=0)] | None = None  # currency units, of prompt tokens from the provider's cache; None: as the others
 
 
+OURS = frozenset("model messages max_tokens max_completion_tokens temperature response_format n stream tools".split())  # fields that are not `extra`
 OPERATORS = ("propose", "implement", "repair", "review", "reflect", "synthesize")
 
 
@@ -31,6 +32,7 @@ class Agent(Section):
     max_tokens: Positive = 16384                # of one reply, reasoning included
     context_tokens: Positive | None = None      # of the model, prompt and reply; longer prompts are cut down. None: when it says so
     max_tokens_key: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"  # what is tried first; the other where a model does not take it
+    extra: dict[str, Any] = {}                  # further fields of every request, e.g. {reasoning_effort: high}
     timeout_s: Annotated[float, Field(gt=0)] = 600.0         # silence of the server
     max_attempts: Positive = 6                  # per model, on 408, 429, 5xx, timeouts and lost connections
     backoff_s: Annotated[float, Field(gt=0)] = 2.0           # before attempt 2; doubles
@@ -50,6 +52,13 @@ class Agent(Section):
     @classmethod
     def _models(cls, value: Any) -> Any:
         return {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()} if isinstance(value, dict) else value
+
+    @field_validator("extra")
+    @classmethod
+    def _extra(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if ours := sorted(value.keys() & OURS):
+            raise ValueError(f"extra: {', '.join(ours)} cannot be given: the agent sets it, or does not cover it")
+        return value
 
     @model_validator(mode="after")
     def _check(self) -> Agent:

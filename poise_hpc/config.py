@@ -150,6 +150,14 @@ class Acquisition(Section):
     pool: Positive = 256                # entries compared at most
 
 
+class References(Section):
+    """Entries that a proposal is shown besides the parent, by tier; what a tier cannot fill, the others do. docs/SELECTION.md."""
+
+    pareto: Annotated[int, Field(ge=0)] = 2         # best on some benchmark
+    complementary: Annotated[int, Field(ge=0)] = 1  # better than the parent where it is weak
+    exploratory: Annotated[int, Field(ge=0)] = 1    # unlike the parent
+
+
 class Search(Section):
     seed: Seed = 0                      # of proposals and choices of parents; training has train_seeds
     proposer: Literal["offline", "llm"] = "offline"  # rules and chance, or a language model (docs/AGENT.md)
@@ -162,6 +170,7 @@ class Search(Section):
     per_parent: Positive = 3            # candidates in a row from one chosen parent; the paper has 63 from 21 choices
     strategy: Literal["poise", "greedy", "random", "islands"] = "poise"  # how parents are chosen
     acquisition: Acquisition = Acquisition()
+    references: References = References()
     directive: str | None = None        # a researcher's sentence
 
     @field_validator("train_seeds")

@@ -3,7 +3,7 @@
     {"max_tokens": 16384, "temperature": 1.0, "response_format": {"type": "json_schema", ...}}
      max_completion_tokens    left out         json_object, then nothing: every prompt describes its JSON, too
 
-Pure. Not covered: streaming, tools, images, providers' own switches for reasoning.
+Pure. Not covered: streaming, tools, images. What `agent.extra` says is never left out.
 """
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .agent_config import Agent
-from .transcript import Request
+from .transcript import TOKEN_KEYS, Request
 
-TOKEN_KEYS = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}  # one -> the other
 LOOSER = {"json_schema": "json_object", "json_object": ""}  # format of a reply that is to be JSON -> what fewer servers dislike
 NOT_TAKEN = re.compile(r"unsupported|not support|unrecognized|unknown|unexpected|not permitted|not allowed|extra|deprecated|only the default", re.I)
 OBJECTIONS = frozenset({400, 422})  # status codes of a request that is understood and disliked
@@ -30,9 +29,9 @@ class Dialect:
     def first(cls, settings: Agent) -> Dialect:
         return cls(settings.max_tokens_key, settings.temperature)
 
-    def options(self, request: Request, max_tokens: int) -> dict[str, Any]:
+    def options(self, request: Request, settings: Agent) -> dict[str, Any]:
         """What a request says beside model and messages."""
-        out: dict[str, Any] = {self.tokens_key: max_tokens}
+        out: dict[str, Any] = {**settings.extra, self.tokens_key: settings.max_tokens}
         if self.temperature is not None:
             out["temperature"] = self.temperature
         if request.schema is not None and self.format == "json_schema":
@@ -47,7 +46,7 @@ class Dialect:
             return None
         if NOT_TAKEN.search(said):
             if re.search("max_(completion_)?tokens", said):
-                return replace(self, tokens_key=TOKEN_KEYS[self.tokens_key])
+                return replace(self, tokens_key=next(key for key in TOKEN_KEYS if key != self.tokens_key))
             if "temperature" in said and self.temperature is not None:
                 return replace(self, temperature=None)
         return replace(self, format=LOOSER[self.format]) if request.schema is not None and self.format else None

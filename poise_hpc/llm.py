@@ -35,6 +35,7 @@ from .transcript import Amount, Limit, Request, Transcript
 CONNECT_S = 10.0      # to open a connection; `agent.timeout_s` is the server's silence after that
 FRAMING_TOKENS = 32   # a chat template's own tokens per message, more than any seen
 RETRIED = frozenset({408, 429})
+ALL_CUT = 3           # replies in a row that were cut before any answer: the next will be, too
 BYTES_A_TOKEN = 3     # of prose, code and figures; a little less than any tokenizer in use has
 LEAST_TOKENS = 12_000  # a context that cannot hold such a prompt beside the reply is too small for the agent: a person must look
 NO_ROOM = re.compile(r"context_length_exceeded|context (length|window|size)|(prompt|input|request) is too long|input token count", re.I)
@@ -98,6 +99,9 @@ class Client:
                       f"do not fit into {room} (agent.context_tokens)")
             self.transcript.refuse(request, model, reason)
             raise TooLong(reason)
+        cut, at = self.transcript.cut(model)
+        if cut >= ALL_CUT and self.settings.max_tokens <= at:
+            raise Rejected(f"{where}: its last {cut} replies were cut at {at} tokens before any answer, spent on reasoning perhaps. Raise agent.max_tokens")
         dialect, attempt = self._dialects.get(model) or Dialect.first(self.settings), 1
         disliked: dict[Dialect, str] = {}
         while True:
@@ -142,7 +146,7 @@ class Client:
         worst = self._amount(model, prompt_bound(request), self.settings.max_tokens)
         with self._slots:
             self._pace.wait()
-            more = dialect.options(request, self.settings.max_tokens)
+            more = dialect.options(request, self.settings)
             schema = more.get("response_format", {}).get("type") == "json_schema"
             noted = {k: v for k, v in more.items() if not (schema and k == "response_format")}  # the schema has a field of its own
             call = self.transcript.begin(request, model, schema, worst, self._limit, self._url(), noted)
@@ -237,7 +241,7 @@ def _endpoint(settings: Agent, key: str) -> Callable[[str, Request, dict[str, An
         if not (url := address(settings)):
             raise Failure(None, _silent(settings), retry=True)
         try:
-            raw = client_at(url).chat.completions.with_raw_response.create(model=model, messages=list(request.messages), **more)
+            raw = client_at(url).chat.completions.with_raw_response.create(model=model, messages=list(request.messages), extra_body=more)
         except openai.APIStatusError as error:
             status = error.status_code
             quota = error.code == "insufficient_quota"  # a 429 that no waiting cures

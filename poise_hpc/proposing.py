@@ -160,7 +160,7 @@ class Proposing:
         assert parent is not None
         return Context(
             id=id, seed=search.seed, parent=parent, parent_code=campaign.code(parent.id), parent_proposal=campaign.proposal(parent.id),
-            references=tuple(choose_references(entries, parent.id, 4, rng)), entries=entries,
+            references=tuple(choose_references(entries, parent.id, search.references, rng)), entries=entries,
             pending=tuple((c, d.proposal) for c, d in pending.items()), proposals=Lazy(entries, campaign.proposal),
             code=lambda c: pending[c].files if c in pending else campaign.code(c), reflections=Lazy(entries, lambda c: reflection(campaign, c)),
             curves=lambda c: recording.curves(campaign.load(c)), directive=said.directive, ideas=said.ideas, vetoed=said.vetoed_mechanisms), pick

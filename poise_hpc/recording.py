@@ -87,7 +87,9 @@ class Recorder:
             id=candidate.id, proposal=proposal, outcome=candidate.outcome or Outcome.CANDIDATE_ERROR, cause=candidate.cause,
             message=candidate.message, score=self.score(candidate), parent_score=parent.score if parent else None,
             baseline_score=base.score if base else None, curves=own.curves,
-            baseline_curves=self.baseline().curves if base else {}, behaviour=own.behaviour, screenings=self.screenings(candidate))
+            baseline_curves=self.baseline().curves if base else {},
+            parent_curves=curves(self.campaign.load(parent.id)) if parent and parent.id != BASELINE_ID else {}, behaviour=own.behaviour, screenings=self.screenings(candidate),
+            files=self.campaign.code(candidate.id))
 
     def score(self, candidate: Candidate) -> Score | None:
         if candidate.outcome is not Outcome.SUCCEEDED:

@@ -31,6 +31,9 @@ from .reply import Reply, read_body
 from .types import PoiseError
 
 
+TOKEN_KEYS = ("max_tokens", "max_completion_tokens")  # what servers call the limit of a reply
+
+
 class BudgetExceeded(PoiseError):
     """The next call could cost more than is left. Nothing was sent."""
 
@@ -91,6 +94,8 @@ class Transcript:
         self._replies: dict[str, dict[str, Reply]] = {}   # key -> model -> reply
         self._over: dict[str, str] = {}                   # key -> why the budget refused it
         self._final: dict[str, dict[str, tuple[str, str]]] = {}  # key -> model -> "too long" or "refused", and why
+        self._cut: dict[str, tuple[int, int]] = {}        # model -> how many of its latest replies were cut before any text, and at how many tokens
+        self._limits: dict[int, int] = {}                 # call -> agent.max_tokens then
         self._amounts: dict[int, tuple[str, Amount]] = {}  # call -> operator, spent (or its worst case until known)
         for line in files.read_lines(path):
             self._take(line)
@@ -107,6 +112,10 @@ class Transcript:
         """Models that will not take this request, however often they are asked: "too long" or "refused", and the reason."""
         with self._lock:
             return dict(self._final.get(key, {}))
+
+    def cut(self, model: str) -> tuple[int, int]:
+        """How many of the model's latest replies were cut before any text, one after the other, and at how many tokens."""
+        return self._cut.get(model, (0, 0))
 
     def turns(self, candidate: str, operator: str) -> list[str]:
         """Keys of all answered requests of one operator for one candidate."""
@@ -168,9 +177,13 @@ class Transcript:
         match line.get("event"):
             case "sent":
                 self._amounts[line["call"]] = (line["operator"], Amount.from_json(line["worst"]))
+                self._limits[line["call"]] = max((n for key, n in line.get("options", {}).items() if key in TOKEN_KEYS), default=0)
             case "reply":
                 self._settle(line)
-                self._replies.setdefault(line["key"], {})[line["model"]] = read_body(line["model"], line["body"])
+                reply = self._replies.setdefault(line["key"], {})[line["model"]] = read_body(line["model"], line["body"])
+                limit, (count, at) = self._limits.get(line["call"], 0), self.cut(reply.model)
+                silent = reply.finish == "length" and not reply.text.strip()
+                self._cut[reply.model] = (count + 1 if at == limit else 1, limit) if silent else (0, 0)
             case "error":
                 self._settle(line)
                 if line.get("final"):

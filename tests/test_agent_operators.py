@@ -43,7 +43,7 @@ def test_every_prompt_is_rendered_with_real_data_and_no_placeholder_is_left(tmp_
     implement(llm, "c0003", CLIP_HIGHER, context().parent_code)
     repair(llm, "c0003", CLIP_HIGHER, {"algorithm.py": GRPO_CODE}, ["wrong"])
     review.review(llm, "c0003", CLIP_HIGHER, {"algorithm.py": CLIP_HIGHER_CODE})
-    reflect(llm, facts(), RULES)
+    reflect(llm, facts(), RULES, Config())
     synthesize.revise(llm, context("c0008"), 8, tmp_path)
     names = {p.name[:-3] for p in files("poise_hpc.agent").joinpath("prompts").iterdir() if p.name.endswith(".md")}
     texts = [m["content"] for r in llm.requests for m in r.messages]
@@ -72,7 +72,7 @@ def test_the_proposal_prompt_shows_the_evidence():
                   "- c0002 SA-GRPO (from c0000): two-anchors; failed: nonfinite-loss, The two anchors blew the ratio up at step 7.; failed",
                   "Overall 48.5 [47.5, 49.5], 1.5 [0, 3] against GRPO; supported", "shorter outputs", "use means", "### DAPO (",
                   "48 training steps, each 16 prompts x 8", "class GRPO(Algorithm)", "entropy_end 0.41", "reward = 1 correct + 0 format",
-                  "at most 24 tokens", "The parent is GRPO.", "nobody knows yet how far one seed strays", "clip-higher"):
+                  "at most 24 tokens", "The parent is GRPO.", "Nobody knows yet how far one seed strays", "clip-higher"):
         assert shown in text, shown
 
 
@@ -96,7 +96,7 @@ def test_the_proposal_prompt_shows_curves_and_the_parents_line_and_children():
     tried = section(text, "All that was tried, and all that is running")
     assert "c0019 " not in tried and "c0020 " in tried and "failed: gate, line 3: import os; undecided" in tried
     parent = section(text, "The parent")
-    assert "| 7 | 0.3 |" in parent and "| 7 | 0.7 |" in parent and "strays by 1.414 points" in text
+    assert "| 7 | 0.3 |" in parent and "| 7 | 0.7 |" in parent and "strays by 1.414 points" in section(text, "Noise")
 
 
 def test_ideas_must_be_well_named():
@@ -108,7 +108,7 @@ def test_ideas_must_be_well_named():
 @pytest.mark.parametrize(("per_parent", "window", "given", "count"), [(3, 4, 0, 3), (3, 1, 0, 1), (2, 4, 0, 2), (3, 1, 2, 2)])
 def test_no_idea_is_paid_for_that_no_sibling_can_take_up(per_parent, window, given, count):
     config = Config.model_validate({"search": {"per_parent": per_parent, "window": window}})
-    assert f"Propose {count} algorithms" in propose.prompt(context(ideas=("an idea",) * given), config, "", ())
+    assert f"\nPropose {count} algorithm" in propose.prompt(context(ideas=("an idea",) * given), config, "", ())
 
 
 def test_twins_in_one_reply_count_once():
@@ -198,7 +198,7 @@ def test_repair_remembers_its_rounds():
     for problem in ("too wide", "too narrow", "too wide"):
         draft = repair(llm, "c0003", draft.proposal, draft.files, [problem])
     first, second, third = llm.asked("repair")
-    assert "# Earlier rounds\n\nNone.\n" in first and len({r.key for r in llm.requests}) == 3
+    assert "do not go back to them\n\nNone.\n" in first and len({r.key for r in llm.requests}) == 3
     assert "Round 1 was for:\n\n- too wide\n\nand changed:\n\n```diff\n--- algorithm.py\n" in second
     assert "-    clip: float = 0.2\n+    clip: float = 0.1\n" in second and "Round 2 was for:\n\n- too narrow" in third
     assert [r["problems"] for r in draft.proposal.details["rounds"]] == [["too wide"], ["too narrow"], ["too wide"]]
@@ -264,7 +264,7 @@ def test_a_package_that_builds_on_a_seed_is_read_with_it():
     llm = Scripted({"review": [CONSISTENT]})
     review.review(llm, "c0003", claims, package)
     for shown in ("class Mine(GSPO)", "class GSPO(Algorithm)", "class RolloutBatch", "def group_std", "Not measured yet"):
-        assert shown in llm.asked("review")[0]
+        assert any(shown in m["content"] for m in llm.requests[0].messages), shown
     assert set(review.imported({"a.py": "from poise_hpc.algorithms import rloo, ops\nimport poise_hpc.algorithms.dapo\n"})) == {
         "poise_hpc/algorithms/rloo.py", "poise_hpc/algorithms/dapo.py"}
 
@@ -330,7 +330,7 @@ def test_the_reviewer_sees_the_whole_response_once_it_is_measured():
 
 
 def test_reflection_cites_figures_that_stand_in_the_record():
-    made = reflect(Scripted({"reflect": [json.dumps(diagnosis())]}), facts(), RULES)
+    made = reflect(Scripted({"reflect": [json.dumps(diagnosis())]}), facts(), RULES, Config())
     assert made.verdict == "supported" and made.author == "llm:m" and made.symptoms == ("healthy", "slow-start")
     assert "Figures: entropy at step 10 = 0.5; hard/pass@32 = 40.5." in made.text and "Next: Widen" in made.text
 
@@ -339,9 +339,29 @@ def test_false_figures_go_back_and_are_then_left_out():
     # mean reward at step 10 over the two seeds: (1.0 + 1.2) / 2 = 1.1
     said = [cited("reward", 10, 1.1), cited("reward", 5, 0.9), cited("acc", 5, 0.1)]
     llm = Scripted({"reflect": [json.dumps(diagnosis(citations=said))] * 2})
-    made = reflect(llm, facts(), RULES)
+    made = reflect(llm, facts(), RULES, Config())
     assert "- reward at step 5 = 0.9: it is 0.6\n- acc at step 5 = 0.1: no such figure was shown" in llm.asked("reflect")[1]
     assert "Figures: reward at step 10 = 1.1." in made.text and "(2 cited figures do not stand in the record" in made.text
+
+
+def test_figures_of_the_free_text_that_were_not_shown_go_back_and_are_then_marked():
+    # Overall 49 and GRPO's 47 were shown, 2 more is their difference; 61.7 and 17.3 % come from nowhere.
+    said = "Overall 49 against 47, 2.0 more, but pass@32 fell to 61.7, entropy by 17.3 % until step 9."
+    llm = Scripted({"reflect": [json.dumps(diagnosis(diagnosis=said)), json.dumps(diagnosis(diagnosis=said))]})
+    made = reflect(llm, facts(), RULES, Config())
+    back = llm.asked("reflect")[1]
+    assert "- 61.7 in the diagnosis: it was not shown" in back and "- 17.3 % in the diagnosis" in back and back.count("in the diagnosis:") == 2
+    assert made.text.startswith("Overall 49 against 47, 2.0 more, but pass@32 fell to 61.7 [not in the record], entropy by 17.3 % [not in the record] until")
+    assert "61.7 [not in the record]" in propose.prompt(context(reflections={"c0000": made}), Config(), "", ())  # later proposals see the mark
+    llm = Scripted({"reflect": [json.dumps(diagnosis(diagnosis=said)), json.dumps(diagnosis())]})
+    assert "not in the record" not in reflect(llm, facts(), RULES, Config()).text  # corrected in time
+
+
+def test_a_reflection_is_asked_for_with_code_recipe_seeds_and_the_difference_to_the_parent():
+    llm = Scripted({"reflect": [json.dumps(diagnosis())]})
+    reflect(llm, facts(files={"algorithm.py": CLIP_HIGHER_CODE}), RULES, Config())
+    for seen in ("class ClipHigher(Algorithm)", "48 training steps, each 16 prompts x 8", "by training seed 0: 49", "- against its parent: 2\n"):
+        assert seen in llm.asked("reflect")[0], seen
 
 
 @pytest.mark.parametrize(("figure", "shown"), [
@@ -352,22 +372,22 @@ def test_false_figures_go_back_and_are_then_left_out():
     (cited("parent_delta", None, 2.0), "parent_delta = 2")])
 def test_every_figure_that_is_shown_can_be_cited(figure, shown):
     """Of the candidate, of GRPO or of the parent: nothing goes back."""
-    made = reflect(Scripted({"reflect": [json.dumps(diagnosis(citations=[figure]))]}), facts(), RULES)
+    made = reflect(Scripted({"reflect": [json.dumps(diagnosis(citations=[figure]))]}), facts(), RULES, Config())
     assert f"Figures: {shown}.\n" in made.text
 
 
 def test_a_diagnosis_cites_something_if_anything_was_shown():
     llm = Scripted({"reflect": [json.dumps(diagnosis(citations=[])), json.dumps(diagnosis())]})
-    assert reflect(llm, facts(), RULES).author == "llm:m" and "at least one figure was wanted" in llm.asked("reflect")[1]
+    assert reflect(llm, facts(), RULES, Config()).author == "llm:m" and "at least one figure was wanted" in llm.asked("reflect")[1]
     nothing = facts(outcome=Outcome.CANDIDATE_ERROR, cause="check-failed", score=None, curves={})
-    assert reflect(Scripted({"reflect": [json.dumps(diagnosis(citations=[]))]}), nothing, RULES).author == "llm:m"
+    assert reflect(Scripted({"reflect": [json.dumps(diagnosis(citations=[]))]}), nothing, RULES, Config()).author == "llm:m"
 
 
 @pytest.mark.parametrize("rules", ["supported", "undecided", "refuted", "failed"])
 @pytest.mark.parametrize("model", ["supported", "refuted"])
 def test_words_do_not_decide_about_scores(rules, model):
     """The interval's verdict stands, the model's stands beside it, and both are shown to later proposals."""
-    made = reflect(Scripted({"reflect": [json.dumps(diagnosis(verdict=model))]}), facts(), replace(RULES, verdict=rules))
+    made = reflect(Scripted({"reflect": [json.dumps(diagnosis(verdict=model))]}), facts(), replace(RULES, verdict=rules), Config())
     assert (made.verdict, made.hypothesis) == (rules, model) and Reflection.from_json(made.to_json()) == made
     text = propose.prompt(context(reflections={"c0000": made}), Config(), "", ())
     assert f"- reflection (scores {rules}; hypothesis {model}; " in text and f"; undecided, hypothesis {model}" in text
@@ -379,26 +399,79 @@ def test_a_reflection_of_an_older_record_is_read():
 
 @pytest.mark.parametrize("trouble", [["no", "no"], [Refused("no")]])
 def test_without_a_usable_reply_the_rules_speak(trouble):
-    made = reflect(Scripted({"reflect": trouble}), facts(), RULES)
+    made = reflect(Scripted({"reflect": trouble}), facts(), RULES, Config())
     assert (made.verdict, made.author) == ("supported", "rules") and made.text.startswith(RULES.text)
 
 
 def test_an_endpoint_that_is_down_is_waited_for():
     with pytest.raises(Unavailable):
-        reflect(Scripted({"reflect": [Unavailable("down")]}), facts(), RULES)
+        reflect(Scripted({"reflect": [Unavailable("down")]}), facts(), RULES, Config())
+
+
+def test_the_parents_curves_are_shown_and_can_be_cited_at_their_steps():
+    rows = [{"step": n, "entropy": 0.9} for n in range(11)]
+    child = replace(CLIP_HIGHER, parents=("c0002",))
+    llm = Scripted({"reflect": [json.dumps(diagnosis(citations=[cited("entropy", 10, 0.9, "parent")]))]})
+    made = reflect(llm, facts(proposal=child, parent_curves={"0": rows}), RULES, Config())
+    assert "| 10 | 0.9 |" in section(llm.asked("reflect")[0], "The parent's training curves, same seeds")
+    assert "Figures: the parent's entropy at step 10 = 0.9." in made.text
+    llm = Scripted({"reflect": [json.dumps(diagnosis(citations=[cited("reward", 10, 1.0, "parent")]))]})  # of a parent that is GRPO
+    assert "Figures: the parent's reward at step 10 = 1." in reflect(llm, facts(), RULES, Config()).text
+
+
+def test_later_proposals_are_told_the_checks_message_and_not_the_opinion_on_it():
+    llm = Scripted({"reflect": [json.dumps(diagnosis(citations=[]))]})
+    failed = facts(outcome=Outcome.CANDIDATE_ERROR, cause="check-failed", message="direction: it must rise: check the sign", score=None, curves={})
+    made = reflect(llm, failed, replace(RULES, verdict="failed"), Config())
+    assert "failed: check-failed, direction: it must rise: check the sign; failed" in evidence.line(entry("c0002", "A", cause="check-failed", verdict="failed"), made)
 
 
 def test_a_failed_candidate_is_shown_with_its_cause():
     llm = Scripted({"reflect": [json.dumps(diagnosis(citations=[]))]})
     failed = facts(outcome=Outcome.CANDIDATE_ERROR, cause="nonfinite-loss", message="loss is nan at step 3", score=None, curves={})
-    assert reflect(llm, failed, replace(RULES, verdict="failed")).verdict == "failed"
+    assert reflect(llm, failed, replace(RULES, verdict="failed"), Config()).verdict == "failed"
     assert "failed: nonfinite-loss" in llm.asked("reflect")[0] and "No training step was finished" in llm.asked("reflect")[0]
 
 
-def test_curves_are_condensed_to_a_few_steps_first_and_last_among_them():
-    table = evidence.curves_text({"0": [{"step": n, "reward": n} for n in range(100)]}).splitlines()
+def test_curves_are_condensed_to_means_between_a_few_steps():
+    whole, short = ({"0": [{"step": n, "reward": n} for n in range(count)]} for count in (97, 30))
+    table = evidence.curves_text(whole, 96).splitlines()
     assert len(table) == 2 + evidence.POINTS
-    assert table[0] == "| step | reward |" and table[2] == "| 0 | 0 |" and table[-1] == "| 99 | 99 |"
+    # the first step, then every 12th, each with the mean of the 12 steps up to it: (1 + ... + 12) / 12 = 6.5, (85 + ... + 96) / 12
+    assert table[0] == "| step | reward |" and table[2:4] == ["| 0 | 0 |", "| 12 | 6.5 |"] and table[-1] == "| 96 | 90.5 |"
+    # a run that failed at step 30 has the same steps as the whole one beside it, and its last
+    assert evidence.curves_text(short, 96).splitlines()[2:] == ["| 0 | 0 |", "| 12 | 6.5 |", "| 24 | 18.5 |", "| 29 | 27 |"]
+    failed = facts(curves=short, baseline_curves=whole)
+    assert evidence.find_figure(failed, "candidate", "reward", 29) == 27 and evidence.find_figure(failed, "grpo", "reward", 36) == 30.5
+    assert evidence.find_figure(failed, "grpo", "reward", 29) is None  # not shown
+
+
+def test_a_long_reflection_keeps_its_end():
+    text = evidence.entry_text(entry("c0001", "A"), None, Reflection("refuted", f"It starts. {'word ' * 500}\n\nNext: widen the clip."), 120)
+    assert "It starts. word" in text and text.endswith("word Next: widen the clip.") and " ... " in text and len(text) < 450
+
+
+def test_what_never_changes_stands_first():
+    """So that a provider's cache of prompts is of use: one beginning for all that read code, and a long one for two proposals."""
+    llm = Scripted({"implement": [package()], "repair": [package()], "review": [CONSISTENT], "propose": [ideas(idea())] * 2})
+    implement(llm, "c0003", CLIP_HIGHER, context().parent_code)
+    repair(llm, "c0003", CLIP_HIGHER, {"algorithm.py": GRPO_CODE}, ["wrong"])
+    review.review(llm, "c0003", CLIP_HIGHER, {"algorithm.py": CLIP_HIGHER_CODE})
+    other = context("c0004", entries=(*context().entries, entry("c0003", "NEW", mechanisms=("new",))), parent=entry("c0001", "DR-GRPO"), directive="write less")
+    for seen in (context(), other):
+        propose.propose(llm, seen, Config.model_validate({"agent": {"models": {"default": ("m",)}}}), "", load_cards())
+    first = {r.messages[0]["content"] for r in llm.requests}
+    assert len(first) == 1 and "class RolloutBatch" in first.pop()
+    one, two = llm.asked("propose")
+    assert one.startswith(two[:two.index("- c0003 NEW")])  # all before the newest entry: task, recipe, older entries
+
+
+def test_the_contract_names_every_check():
+    from poise_hpc.algorithms import checks
+
+    text = render("contract", interface="")
+    assert [c.name for c in checks.CHECKS if f"`{c.name}`" not in text] == []
+    assert f"no advantage above {checks.LARGEST:g}" in text and f"at most {checks.STATE_BYTES // 1024} KiB" in text
 
 
 # --- notes

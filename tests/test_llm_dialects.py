@@ -133,6 +133,34 @@ def test_an_error_in_a_completions_place_is_tried_again(tmp_path, answer):
         assert Bench(server, tmp_path).client.complete(ask()).text == "ok"
 
 
+def test_a_model_whose_replies_are_all_cut_in_their_thoughts_is_not_paid_for_ever(tmp_path):
+    """After three in a row a person must look; with more room it goes on, and one answer ends the series."""
+    silent = body({"content": None}, {"prompt_tokens": 10, "completion_tokens": 50}, finish="length")
+    with LLMServer([silent, silent, Answer("ok"), silent, silent, silent, Answer("with more room")]) as server:
+        bench = Bench(server, tmp_path)
+        for turn in range(6):
+            client = bench.again()  # as `step` does: a new process each time
+            if turn == 2:
+                assert client.complete(ask(turn=turn)).text == "ok"
+                continue
+            with pytest.raises(EmptyReply):
+                client.complete(ask(turn=turn))
+        with pytest.raises(Rejected, match="last 3 replies were cut at 50 tokens before any answer.*Raise agent.max_tokens"):
+            bench.again().complete(ask(turn=6))
+        assert len(server.requests) == 6
+        assert Bench(server, tmp_path, max_tokens=51).client.complete(ask(turn=6)).text == "with more room"
+
+
+def test_further_fields_are_sent_and_noted(tmp_path):
+    with LLMServer([Answer("ok")]) as server:
+        bench = Bench(server, tmp_path, extra={"reasoning_effort": "high", "chat_template_kwargs": {"thinking": True}})
+        bench.client.complete(ask())
+    assert server.requests[0]["reasoning_effort"] == "high" and server.requests[0]["chat_template_kwargs"] == {"thinking": True}
+    assert bench.lines()[0]["options"]["reasoning_effort"] == "high"
+    with pytest.raises(ValueError, match="extra: n, stream cannot be given"):
+        Bench(server, tmp_path, extra={"n": 4, "stream": True})
+
+
 PRICE = Price(prompt=2.0, completion=10.0, cached=0.5)
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from helpers_archive import row, screened
 
-from poise_hpc.config import Acquisition
+from poise_hpc.config import Acquisition, References
 from poise_hpc.selection import features
 from poise_hpc.selection.acquisition import choose_parent, pool, predict_gain
 from poise_hpc.selection.columns import Columns
@@ -15,6 +15,7 @@ from poise_hpc.selection.references import choose_references
 from poise_hpc.types import PoiseError
 
 SETTINGS = Acquisition()
+TIERS, FOUR = ("pareto", "complementary", "exploratory"), References()
 ONLY_PERFORMANCE = Acquisition(pareto=0.0, performance=1.0, diversity=0.0, descendant=0.0)
 
 
@@ -98,7 +99,7 @@ def test_who_was_screened_out_is_no_parent_and_no_failure_but_a_poor_child():
     assert "c0003" not in terms and terms["c0001"]["gain"] == min(t["gain"] for t in terms.values()) < -10
     failed = [*entries[:3], row("c0003", None, ("c0001",), ("a",))]
     assert {t["id"]: t for t in pick(failed, settings=descend).terms}["c0001"]["gain"] > terms["c0001"]["gain"]
-    assert "screened out: behind" in next(r.why for r in choose_references(entries, "c0002", 4, rng()) if r.id == "c0003")
+    assert "screened out: behind" in next(r.why for r in choose_references(entries, "c0002", FOUR, rng()) if r.id == "c0003")
 
 
 def test_gain_takes_the_best_k_and_the_shortest_way():
@@ -239,30 +240,46 @@ def test_three_tiers():
                row("c0002", 52.0, mechanisms=("a", "b"), benchmarks={"easy": 85.0, "hard": 19.0}),
                row("c0003", 45.0, mechanisms=("a", "c"), benchmarks={"easy": 50.0, "hard": 40.0}),
                row("c0004", None, mechanisms=("x", "y"))]
-    references = choose_references(entries, "c0001", 3, rng())
+    references = choose_references(entries, "c0001", References(pareto=1), rng())
     by_tier = {r.tier: r for r in references}
     assert by_tier["pareto"].id == "c0002"             # (85, 19) has the larger sum on the front
     assert by_tier["complementary"].id == "c0003"      # 20 points up on hard
     assert "hard" in by_tier["complementary"].why and "c" in by_tier["complementary"].why
     assert by_tier["exploratory"].id in ("c0000", "c0004")
-    assert any("failed: nonfinite-loss" in r.why for r in choose_references(entries, "c0001", 9, rng()))
+    assert any("failed: nonfinite-loss" in r.why for r in choose_references(entries, "c0001", References(pareto=3, complementary=3, exploratory=3), rng()))
 
 
 def test_references_never_repeat_nor_show_the_parent():
     entries = archive()
-    for count in (0, 1, 4, 100):
-        found = [r.id for r in choose_references(entries, "c0005", count, rng())]
+    for numbers in ((0, 0, 0), (1, 0, 0), (2, 1, 1), (0, 0, 100), (34, 33, 33)):
+        wanted, count = References(**dict(zip(TIERS, numbers, strict=True))), sum(numbers)
+        found = [r.id for r in choose_references(entries, "c0005", wanted, rng())]
         assert len(found) == len(set(found)) == min(count, len(entries) - 1) and "c0005" not in found
     shuffled = [entries[i] for i in rng(1).permutation(len(entries))]
-    assert choose_references(shuffled, "c0005", 4, rng()) == choose_references(entries, "c0005", 4, rng())
-    assert choose_references([row("c0000", 40.0)], "c0000", 4, rng()) == []
+    assert choose_references(shuffled, "c0005", FOUR, rng()) == choose_references(entries, "c0005", FOUR, rng())
+    assert choose_references([row("c0000", 40.0)], "c0000", FOUR, rng()) == []
+
+
+@pytest.mark.parametrize(("numbers", "tiers"), [
+    ((1, 1, 2), "pareto complementary exploratory exploratory"), ((1, 0, 2), "pareto exploratory exploratory"), ((0, 3, 1), "complementary exploratory complementary complementary"),
+    ((0, 0, 2), "exploratory exploratory")])
+def test_each_tier_has_its_number(numbers, tiers):
+    found = choose_references(archive(), "c0005", References(**dict(zip(TIERS, numbers, strict=True))), rng())
+    assert " ".join(r.tier for r in found) == tiers
+
+
+def test_what_a_tier_cannot_fill_the_others_do():
+    """Of four entries beside the parent, one is on the front and nothing complements."""
+    entries = [row("c0000", 50.0, mechanisms=("a",)), *(row(f"c000{n}", 40.0 - n, mechanisms=("a",)) for n in range(1, 5))]
+    found = choose_references(entries, "c0001", References(pareto=1, complementary=2, exploratory=1), rng())
+    assert [r.tier for r in found] == ["pareto", "exploratory", "exploratory", "exploratory"]
 
 
 def test_only_who_leads_somewhere_complements():
     parent = row("c0001", 50.0, mechanisms=("a",), benchmarks={"easy": 80.0, "hard": 40.0})
     worse = row("c0002", 45.0, mechanisms=("b",), benchmarks={"easy": 79.0, "hard": 39.0})
     within_noise = row("c0003", 45.0, mechanisms=("c",), sd=4.0, benchmarks={"easy": 81.0, "hard": 30.0})  # 81 - 4/sqrt(4) < 80
-    tiers = {r.tier for r in choose_references([parent, worse, within_noise], "c0001", 9, rng())}
+    tiers = {r.tier for r in choose_references([parent, worse, within_noise], "c0001", References(pareto=3, complementary=3, exploratory=3), rng())}
     assert "complementary" not in tiers
 
 

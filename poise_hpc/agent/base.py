@@ -71,8 +71,10 @@ class Facts:
     baseline_score: Score | None = None
     curves: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)           # training seed -> rows
     baseline_curves: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)  # the same of GRPO, same seeds
+    parent_curves: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)    # of a parent that is not GRPO
     behaviour: Mapping[str, float] = field(default_factory=dict)                       # evaluation.metrics.behaviour
     screenings: tuple[Screening, ...] = ()  # of the rungs that it was judged at
+    files: Mapping[str, str] = field(default_factory=dict)  # its package, as it was trained
 
 
 class Proposer(Protocol):

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from ..replay import LLM, LLMError, TooLong
 from ..transcript import Request
-from .prompts import render
+from .prompts import render, system
 
 T = TypeVar("T")
 Shape = TypeVar("Shape", bound=BaseModel)
@@ -33,7 +33,7 @@ class Conversation:
     def __init__(self, llm: LLM, operator: str, candidate: str):
         self.llm, self.operator, self.candidate = llm, operator, candidate
         self.model = ""  # that gave the latest reply
-        self._messages: list[dict[str, str]] = [{"role": "system", "content": render("system")}]
+        self._messages: list[dict[str, str]] = [{"role": "system", "content": system(operator)}]
 
     def ask(self, text: str, read: Callable[[str], T], schema: dict[str, Any] | None = None, shorter: Iterable[str] = ()) -> T:
         """Say `text`, read the reply; once more with the reason if it cannot be read; then Malformed. `shorter`: what to say

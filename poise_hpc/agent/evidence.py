@@ -1,23 +1,25 @@
 """What prompts show of the archive: entries, scores, curves, the recipe, as short Markdown. Pure; equal facts, equal text.
 
 Figures are means over the training seeds, to four significant digits, so that a model can cite what it was shown and
-`find_figure` can check the citation.
+`find_figure` can check the citation. What the columns mean is told by prompts/figures.md.
 """
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from ..config import Config
 from ..tasks.base import summary
-from ..types import EntrySummary, Outcome, Proposal, Reflection, Score, Screening
+from ..types import BASELINE_ID, EntrySummary, Outcome, Proposal, Reflection, Score, Screening
 from .base import Context, Facts
+from .prompts import render
 
 CURVES = ("reward", "acc", "valid", "truncated", "length", "entropy", "kl_old", "kl_ref", "clip_fraction",
           "gradient_norm", "zero_variance", "advantage_std", "ess")  # of a training step's row
-POINTS = 9                 # steps shown of a curve
+POINTS = 9                 # rows shown of a curve
 REASON_CHARS = 200         # of why a candidate failed, in its line
 
 
@@ -32,7 +34,7 @@ class Detail:
     cards: int
 
 
-FULL = Detail(entries=60, chars=1200, children=20, references=4, cards=8)
+FULL = Detail(entries=60, chars=1200, children=20, references=1000, cards=8)  # references: as many as search.references wants
 SHORTER = (Detail(30, 500, 10, 4, 4), Detail(10, 250, 5, 2, 2))  # where the model's context does not hold that, in turn
 
 
@@ -154,12 +156,21 @@ def _reason(reflection: Reflection | None) -> str:
 
 
 def noise_text(entries: Sequence[EntrySummary]) -> str:
-    """How far one seed's Overall strays, in this archive."""
-    from ..stats import pooled_sd
+    """How far one seed's Overall strays, in this archive, and a difference over the seeds that entries share."""
+    from ..stats import paired_sd, pooled_sd
 
-    sd = pooled_sd([e.score for e in entries if e.score])
-    return (f"one training seed's Overall strays by {number(sd)} points (standard deviation, all entries)" if sd else
-            "nobody knows yet how far one seed strays")
+    scores = [e.score for e in entries if e.score]
+    sd, paired = pooled_sd(scores), paired_sd(scores)
+    if not sd:
+        return "Nobody knows yet how far one seed strays."
+    text = f"One training seed's Overall strays by {number(sd)} points (standard deviation, all entries)"
+    seeds = max(len(s.by_seed) for s in scores)
+    return text + (f"; the difference of two entries over the same {seeds} seeds by {number(paired * (2 / seeds) ** 0.5)}." if paired else ".")
+
+
+def legend() -> str:
+    """What the figures mean."""
+    return render("figures").strip()
 
 
 def mean_rows(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, float]]:
@@ -179,12 +190,28 @@ def mean_rows(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[st
     return out
 
 
-def curves_text(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """A table of `POINTS` steps, first and last among them."""
-    rows = mean_rows(curves)
-    if not rows:
+def last_step(*several: Mapping[str, Sequence[Mapping[str, Any]]]) -> int:
+    """Of all these curves: tables that are made with it have the same steps."""
+    return max((int(row["step"]) for curves in several for rows in curves.values() for row in rows), default=0)
+
+
+def condensed(curves: Mapping[str, Sequence[Mapping[str, Any]]], last: int) -> list[dict[str, float]]:
+    """`POINTS` rows, each the mean of the steps since the row above it: single steps are noise, and none is left out. A run that
+    ended before step `last` has fewer."""
+    rows, out, since = mean_rows(curves), [], -1
+    for end in sorted({round(n * last / (POINTS - 1)) for n in range(POINTS)}):
+        window = [row for row in rows if since < row["step"] <= end]
+        if window:
+            means = {key: fmean(row[key] for row in window if key in row) for key in CURVES if any(key in row for row in window)}
+            out.append({"step": window[-1]["step"]} | means)
+        since = end
+    return out
+
+
+def curves_text(curves: Mapping[str, Sequence[Mapping[str, Any]]], last: int) -> str:
+    chosen = condensed(curves, last)
+    if not chosen:
         return "No training step was finished."
-    chosen = [rows[i] for i in sorted({round(n * (len(rows) - 1) / (POINTS - 1)) for n in range(POINTS)})]
     keys = [k for k in CURVES if any(k in row for row in chosen)]
     table = [["step", *keys], ["---"] * (len(keys) + 1)]
     table += [[str(row["step"]), *(number(row.get(k)) for k in keys)] for row in chosen]
@@ -196,25 +223,31 @@ def find_figure(facts: Facts, of: str, quantity: str, step: int | None) -> float
     score; None if there is none. Scores: overall, final, delta, their interval's ends as overall.low, a training fraction as
     overall@0.5, a benchmark; of the candidate also what `behaviour` holds, and parent_delta, its paired difference to the parent."""
     if step is not None:
-        rows = mean_rows({"candidate": facts.curves, "grpo": facts.baseline_curves}.get(of, {}))
+        rows = condensed(curves_of(facts)[of], last_step(*curves_of(facts).values()))
         return next((row.get(quantity) for row in rows if row["step"] == step), None)
     if of == "candidate" and facts.outcome is Outcome.SCREENED_OUT:
         return {"overall": facts.screenings[-1].overall, "delta": facts.screenings[-1].delta}.get(quantity, facts.behaviour.get(quantity))
     score = {"candidate": facts.score, "grpo": facts.baseline_score, "parent": facts.parent_score}[of]
     named: dict[str, float | None] = {**facts.behaviour} if of == "candidate" else {}
     if score is not None:
-        paired = _paired(facts) if of == "candidate" else None
+        paired = parent_difference(facts) if of == "candidate" else None
         named |= score.benchmarks | {f"overall@{float(at):g}": value for at, value in score.curve.items()}
         named |= _ends("overall", score.overall, score.ci) | _ends("delta", score.delta, score.delta_ci) | {"final": score.final}
         named |= _ends("parent_delta", *paired) if paired else {}
     return named.get(quantity)
 
 
+def curves_of(facts: Facts) -> dict[str, Mapping[str, Sequence[Mapping[str, Any]]]]:
+    """By whom a citation names. The parent of most candidates is GRPO in the beginning."""
+    grpo = facts.proposal.parents[:1] == (BASELINE_ID,)
+    return {"candidate": facts.curves, "grpo": facts.baseline_curves, "parent": facts.baseline_curves if grpo else facts.parent_curves}
+
+
 def _ends(name: str, value: float | None, ci: Sequence[float] | None) -> dict[str, float | None]:
     return {name: value} | ({f"{name}.low": ci[0], f"{name}.high": ci[1]} if ci else {})
 
 
-def _paired(facts: Facts) -> tuple[float, Sequence[float] | None] | None:
+def parent_difference(facts: Facts) -> tuple[float, Sequence[float] | None] | None:
     """Difference to the parent over common seeds, with its interval."""
     from ..stats import paired_difference
 
@@ -222,5 +255,8 @@ def _paired(facts: Facts) -> tuple[float, Sequence[float] | None] | None:
 
 
 def _clip(text: str, chars: int) -> str:
+    """Without the middle, if it is longer: a reflection ends with what should be tried next."""
     text = " ".join(text.split())
-    return text if len(text) <= chars else text[:chars].rsplit(" ", 1)[0] + " ..."
+    if len(text) <= chars:
+        return text
+    return f"{text[:chars * 2 // 3].rsplit(' ', 1)[0]} ... {text[-(chars // 3):].split(' ', 1)[-1]}"

@@ -8,8 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from difflib import unified_diff
-from functools import cache
-from importlib.resources import files
 from typing import get_args
 
 from ..replay import LLM
@@ -26,15 +24,15 @@ DECLARED = re.compile(r"^responds_to:(?P<inputs>.*)$", re.M)
 
 def implement(llm: LLM, id: str, proposal: Proposal, parent_code: Mapping[str, str], second_code: Mapping[str, str] = {}) -> dict[str, str]:
     """The whole package: file name -> text."""
-    text = render("implement", proposal=proposal_text(proposal), parent_code=show_package(parent_code), interface=interface(),
-                  rules=render("rules").strip(), second_code=show_package(second_code) or "There is none.")
+    text = render("implement", proposal=proposal_text(proposal), parent_code=show_package(parent_code),
+                  second_code=show_package(second_code) or "There is none.")
     return Conversation(llm, "implement", id).ask(text, read_package)
 
 
 def repair(llm: LLM, id: str, proposal: Proposal, package: Mapping[str, str], problems: Sequence[str]) -> Draft:
     """The draft after one round against `problems`: edits, or the proposal's `responds_to` corrected where the code was right."""
-    text = render("repair", proposal=proposal_text(proposal), package=show_package(package), interface=interface(),
-                  problems=_list(problems), inputs=", ".join(get_args(Input)), rules=render("rules").strip(), earlier=rounds_text(proposal))
+    text = render("repair", proposal=proposal_text(proposal), package=show_package(package), problems=_list(problems),
+                  inputs=", ".join(get_args(Input)), earlier=rounds_text(proposal))
     made = Conversation(llm, "repair", id).ask(text, lambda reply: read_repair(reply, Draft(proposal, package)))
     rounds = [*proposal.details.get("rounds", ()), {"problems": list(problems), "change": change(Draft(proposal, package), made)}]
     return Draft(with_details(made.proposal, rounds=rounds), made.files)
@@ -78,11 +76,3 @@ def proposal_text(proposal: Proposal) -> str:
         f"- responds to: {', '.join(proposal.details.get('responds_to', ())) or 'not said'}",
         *(f"- hyperparameter {name} = {value!r}: {meanings.get(name, '')}" for name, value in hyper.items()),
         f"- sources: {', '.join(proposal.sources) or 'none'}"])
-
-
-@cache
-def interface() -> str:
-    """The contract and its helpers, as the installed source: a description of them would go stale."""
-    folder = files("poise_hpc.algorithms")
-    return "\n\n".join(f"```python poise_hpc/algorithms/{name}\n{folder.joinpath(name).read_text().rstrip()}\n```"
-                       for name in ("base.py", "ops.py", "grpo.py"))

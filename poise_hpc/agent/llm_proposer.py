@@ -89,7 +89,7 @@ class LLMProposer:
     def reflect(self, facts: Facts) -> Reflection:
         if facts.outcome is Outcome.CANDIDATE_ERROR and facts.cause in NEVER_RUN:
             return rules.reflect(facts)  # the cause says it all; there is nothing to diagnose, and nothing to pay for
-        return llm_reflect.reflect(self.llm, facts, rules.reflect(facts))
+        return llm_reflect.reflect(self.llm, facts, rules.reflect(facts), self.config)
 
     def _work(self, id: str, draft: Draft, first: Callable[[], Draft], novelty: Callable[[Draft], str | None] = lambda draft: None) -> Draft:
         """A package that gate, declarations, novelty and reviewer accept, in a bounded number of rounds."""

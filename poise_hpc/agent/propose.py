@@ -74,17 +74,19 @@ def propose(llm: LLM, context: Context, config: Config, notes: str, cards: Seque
 
 
 def prompt(context: Context, config: Config, notes: str, cards: Sequence[Card], detail: evidence.Detail = evidence.FULL) -> str:
-    parent, grpo = context.parent, context.parent.id == BASELINE_ID
+    parent, count = context.parent, wanted(context, config)
+    curves, baseline = context.curves(parent.id), context.curves(BASELINE_ID)
+    last = evidence.last_step(curves, baseline)
     return render(
-        "propose", count=str(wanted(context, config)), inputs=", ".join(get_args(Input)),
+        "propose", count=f"{count} algorithm{'s' if count > 1 else ''}", parent_id=parent.id, inputs=", ".join(get_args(Input)), legend=evidence.legend(),
         parent=evidence.entry_text(parent, context.parent_proposal, context.reflections.get(parent.id), PARENT_CHARS),
-        curves=evidence.curves_text(context.curves(parent.id)),
-        baseline_curves="The parent is GRPO." if grpo else evidence.curves_text(context.curves(BASELINE_ID)),
+        curves=evidence.curves_text(curves, last),
+        baseline_curves="The parent is GRPO." if parent.id == BASELINE_ID else evidence.curves_text(baseline, last),
         lineage=evidence.lineage_text(context), children=evidence.children_text(context, detail), known=", ".join(sorted(catalogue.parts())),
         parent_code=show_package(context.parent_code), references=evidence.references_text(context, detail),
         history=evidence.history_text(context, detail), notes=notes or "None yet.",
         cards=choose_cards(cards, context, detail.cards) or "None.",
-        recipe=f"{evidence.recipe(config)}\n- {evidence.noise_text(context.entries)}", directive=wishes(context))
+        recipe=evidence.recipe(config), noise=evidence.noise_text(context.entries), directive=wishes(context))
 
 
 def wanted(context: Context, config: Config) -> int:

@@ -160,7 +160,7 @@ def reflect(facts: Facts) -> Reflection:
         verdict = "screened"
     elif facts.outcome != Outcome.SUCCEEDED or facts.score is None:
         lines = [f"**Failed** ({facts.cause or 'unknown cause'}). {FAILURES.get(facts.cause, '')}".rstrip()]
-        lines += [f"Message: {facts.message.strip().splitlines()[-1][:300]}"] if facts.message.strip() else []
+        lines += [message_line(facts)] if facts.message.strip() else []
         verdict = "failed"
     else:
         verdict, lines = judge(facts)
@@ -178,6 +178,11 @@ def reflect(facts: Facts) -> Reflection:
         lines += ["", f"Hypothesis: {facts.proposal.hypothesis}"]
     lines += ["", "Written by rules, not by a model."]
     return Reflection(verdict, "\n".join(lines), tuple(rule.symptom for rule, _ in seen))
+
+
+def message_line(facts: Facts) -> str:
+    """What went wrong, in the line that later proposals are shown (`evidence.line`)."""
+    return f"Message: {facts.message.strip().splitlines()[-1][:300]}"
 
 
 def symptoms(facts: Facts, baseline: bool = False) -> list[tuple[Rule, list[str]]]:

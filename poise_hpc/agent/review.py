@@ -17,7 +17,7 @@ from ..algorithms import seeds
 from ..replay import LLM
 from ..types import Proposal
 from .conversation import Conversation, json_schema, reads_json
-from .implement import interface, proposal_text
+from .implement import proposal_text
 from .package_text import show_package
 from .prompts import render
 from .propose import Input
@@ -43,7 +43,7 @@ class Verdict(BaseModel):
 def review(llm: LLM, id: str, proposal: Proposal, package: Mapping[str, str], response: Mapping[str, float] | None = None) -> list[str]:
     """What the reviewer finds inconsistent; [] if the code does what the proposal says. `response`: of the check job, if it has run."""
     seen = [f"{k}: {', '.join(v) or 'none'}" for k, v in static_evidence(package).items()]
-    text = render("review", proposal=proposal_text(proposal), package=show_package(package), interface=interface(),
+    text = render("review", proposal=proposal_text(proposal), package=show_package(package),
                   imported=show_package(imported(package)) or "None.", measured=measured_text(proposal, response),
                   evidence="\n".join(f"- {line}" for line in [*seen, *unread(proposal, package)]))
     verdict = Conversation(llm, "review", id).ask(text, reads_json(Verdict, _contradicts_itself), json_schema(Verdict))

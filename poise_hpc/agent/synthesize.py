@@ -50,7 +50,7 @@ def revise(llm: LLM, context: Context, every: int, folder: Path) -> None:
         return
     older = latest(folder, candidate_number(context.id) - 1, every)
     text, *shorter = (render("synthesize", history=history(context, detail), notes=older or "None yet: this is the first revision.",
-                             principles=str(MOST_PRINCIPLES), questions=str(MOST_QUESTIONS))
+                             principles=str(MOST_PRINCIPLES), questions=str(MOST_QUESTIONS), legend=evidence.legend())
                       for detail in (evidence.FULL, *evidence.SHORTER))
     try:
         notes = Conversation(llm, "synthesize", context.id).ask(

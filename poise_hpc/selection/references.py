@@ -14,6 +14,7 @@ from typing import Literal
 
 import numpy as np
 
+from ..config import References
 from ..types import EntrySummary, candidate_number
 from . import features
 from .columns import Columns, in_order
@@ -29,20 +30,24 @@ class Reference:
     why: str
 
 
-def choose_references(entries: Sequence[EntrySummary], parent: str, count: int, rng: np.random.Generator) -> list[Reference]:
-    """At most `count` entries other than `parent`, the tiers in turn. The order of `entries` does not matter."""
+def choose_references(entries: Sequence[EntrySummary], parent: str, wanted: References, rng: np.random.Generator) -> list[Reference]:
+    """Entries other than `parent`, the tiers in turn, each up to its number; then, where one has run dry, the others up to the
+    whole number. The order of `entries` does not matter."""
     ordered, read = in_order(entries)
     rows, mine = _shortlist(read, parent, rng), read.number == candidate_number(parent)
     table = Table.of(ordered, read)
     table = table.take(np.flatnonzero(np.isin(table.rows, rows)))
-    tiers = [_pareto(table), _complementary(table, mine), _exploratory(ordered, read, rows, mine, rng)]
-    chosen: dict[str, Reference] = {}
+    tiers = [("pareto", _pareto(table)), ("complementary", _complementary(table, mine)), ("exploratory", _exploratory(ordered, read, rows, mine, rng))]
+    left = wanted.model_dump()
+    tiers = [(name, found) for name, found in tiers if left[name]]
+    count, chosen = sum(left.values()), dict[str, Reference]()
     while tiers and len(chosen) < count:
-        tier = tiers.pop(0)
-        reference = next((r for r in tier if r.id != parent and r.id not in chosen), None)
+        name, found = tiers.pop(next((i for i, (name, _) in enumerate(tiers) if left[name] > 0), 0))
+        reference = next((r for r in found if r.id != parent and r.id not in chosen), None)
         if reference is not None:
             chosen[reference.id] = reference
-            tiers.append(tier)
+            left[name] -= 1
+            tiers.append((name, found))
     return list(chosen.values())
 
 
