@@ -57,7 +57,8 @@ def _text(message: dict[str, Any]) -> str:
     if isinstance(content, list):
         content = "".join(_plain(part.get("text")) for part in content if part.get("type") == "text")
     if not content and (calls := message.get("tool_calls")):
-        content = calls[0]["function"]["arguments"]
+        said = calls[0]["function"]["arguments"]
+        content = said if isinstance(said, str) else json.dumps(said)
     return _after_thinking(_plain(content))
 
 

@@ -112,7 +112,7 @@ CALL = {"id": "1", "type": "function", "function": {"name": "propose", "argument
     ({"content": "the template has opened the thoughts\n</think>\nanswer"}, "\nanswer"),
     ({"content": "no thoughts, but <think> in the text </think>"}, "no thoughts, but <think> in the text </think>"),
     ({"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, {"type": "text", "text": "an"}, {"type": "text", "text": "swer"}]}, "answer"),
-    ({"content": None, "tool_calls": [CALL]}, '{"x": 1}'), ({"content": "answer", "tool_calls": []}, "answer")], ids=str)
+    ({"content": None, "tool_calls": [CALL]}, '{"x": 1}'), ({"content": "", "tool_calls": [CALL | {"function": {"arguments": {"x": 1}}}]}, '{"x": 1}'), ({"content": "answer", "tool_calls": []}, "answer")], ids=str)
 def test_the_answer_is_found_without_the_thoughts(tmp_path, message, text):
     with LLMServer([body(message)]) as server:
         bench = Bench(server, tmp_path)
