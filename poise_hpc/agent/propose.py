@@ -182,7 +182,7 @@ def _problems(ideas: Ideas, context: Context) -> list[str]:
         if not NAME.fullmatch(idea.name):
             out.append(f"name {idea.name!r}: 2 to 40 of A-Z, 0-9, +, ., - were wanted")
         if not idea.mechanisms or not all(SLUG.fullmatch(m) for m in idea.mechanisms):
-            out.append(f"{idea.name}: mechanisms must be lower-case slugs like asymmetric-clip, at least one, got {idea.mechanisms}")
+            out.append(f"{idea.name}: mechanisms must be lower-case slugs like clip-higher, at least one, got {idea.mechanisms}")
         if idea.second_parent and idea.second_parent not in known:
             out.append(f"{idea.name}: second_parent {idea.second_parent!r} is no archived entry beside the parent; null if there is none")
     return out

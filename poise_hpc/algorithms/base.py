@@ -33,7 +33,7 @@ class Reduction(StrEnum):
 class Mechanism:
     """A named part of an algorithm that can be switched off, for ablation."""
 
-    name: str                       # "asymmetric-clip"
+    name: str                       # "clip-higher"
     kind: str                       # advantage | normalization | clipping | ratio | masking | kl | entropy | length | selection | reduction
     off: dict[str, Any] = field(default_factory=dict)  # hyperparameter values without it: {"clip_high": 0.2}
 
