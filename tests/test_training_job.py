@@ -216,6 +216,29 @@ def test_what_evaluates_next_has_the_memory(tmp_path, stage):
     assert held() - before <= 24 * share
 
 
+def test_a_run_that_was_stopped_in_its_evaluation_is_not_trained_again(tmp_path, monkeypatch):
+    from poise_hpc.evaluation import job as evaluation
+
+    h.start_alone()
+    conf = h.make_config({"steps": 3, "checkpoint_every": 8})  # no step is a multiple: only the end is saved
+    first = h.write_job(tmp_path, conf, "train-s0-1", purpose="selection")
+    second = h.write_job(tmp_path, conf, "train-s0-2", purpose="selection", resume=[first])
+
+    def stopped(spec, attempt):
+        raise worker.Stopped("0 of 1 elements done")
+
+    monkeypatch.setattr(evaluation, "run", stopped)
+    with pytest.raises(worker.Stopped):
+        worker.train(json.loads((first / "job.json").read_text()), first)
+    monkeypatch.setattr(evaluation, "run", lambda spec, attempt: {"elements": [], "weights": spec["weights"]})
+    payload = worker.train(json.loads((second / "job.json").read_text()), second)
+    assert not (second / "timings.jsonl").exists()  # no step was made again
+    assert (second / CURVES).read_bytes() == (first / CURVES).read_bytes() and payload["steps"] == 3
+    assert payload["weights"]["1"] == str(second / "snapshots" / "step-000003")
+    assert payload["weights_sha256"] == weights_sha256(first / "snapshots" / "step-000003") == weights_sha256(second / "snapshots" / "step-000003")
+    assert not (second / "checkpoints").exists()  # the run is over
+
+
 def test_snapshot_steps():
     assert job.snapshot_steps(h.make_config({"steps": 6}, evaluate={"at": [0.01, 0.5, 1.0]})) == {"0.01": 1, "0.5": 3, "1": 6}
 
