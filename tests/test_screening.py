@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from helpers_archive import screened as ended
@@ -15,6 +16,7 @@ from poise_hpc.agent.base import Facts
 from poise_hpc.campaign import Attempt, Campaign, Candidate
 from poise_hpc.cluster.inline import InlineCluster
 from poise_hpc.config import Rung
+from poise_hpc.report import page as report
 from poise_hpc.types import Outcome, Proposal, Stage, UsageError
 
 # All six see the baseline only, so that what is proposed does not depend on who is screened out.
@@ -231,6 +233,10 @@ def test_views_say_what_was_screened_out(undisturbed, tmp_path):
     assert "screened out at" in views.leaderboard_text(board) and json.dumps(board)
     text = views.show_text(views.show(opened, ended[0]))
     assert undisturbed[ended[0]]["message"] in text
+    page = Path(report.write(opened, tmp_path / "report.html")["file"]).read_text()
+    assert f"failed: 0; screened out: {len(ended)}." in page and "None failed through a fault of its own." in page
+    causes = {e["cause"] for e in undisturbed.values() if e["cause"]}
+    assert page.count("Screened out at ") >= len(ended) and not any(f"ailed: {cause}" in page for cause in causes)
 
 
 def test_a_rerun_trains_to_the_end(undisturbed, tmp_path):
