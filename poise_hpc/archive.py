@@ -252,10 +252,10 @@ class ArchiveView:
         if _foreign(campaign, [row for row in indexed if row.id in listed]):
             lines, indexed = [], []
         view._lines = {row.id: line for row, line in zip(indexed, lines, strict=True)}
-        for id in view._lines.keys() - listed:
+        for id in sorted(view._lines.keys() - listed, key=candidate_number):
             view.problems[id] = f"records/{id}.h5 is missing; what is shown comes from the index"
         read_now = []
-        for id in listed - view._lines.keys():
+        for id in sorted(listed - view._lines.keys(), key=candidate_number):
             try:
                 read_now.append(view._remember(summary(*_read(campaign / "records" / f"{id}.h5"))))
             except PoiseError as error:

@@ -62,7 +62,7 @@ def result(f: Findings) -> Html:
              h("p", _scale(f, best), class_="under"))
     found = [(d, now) for d in f.of("confirm", best.id) if (now := itself(d)) and now.score and now.score.delta is not None]
     second = h("div", h("p", "The same, confirmed", class_="kicker"), *(_confirmed(f, d, now) for d, now in found)) if found else None
-    return h("div", h("div", main, second, class_="pair"), h("p", luck(f, best)), h("p", _standing(f, best, bool(found))), class_="result")
+    return h("div", h("div", main, second, class_="pair"), h("p", luck(f, best)), h("p", _standing(best, bool(found))), class_="result")
 
 
 def _scale(f: Findings, best: EntrySummary) -> str:
@@ -114,7 +114,7 @@ def luck(f: Findings, best: EntrySummary) -> str:
             ("Luck of that size explains it." if s.delta <= lead else "Luck of that size explains only a part, if the noise is as it was estimated."))
 
 
-def _standing(f: Findings, best: EntrySummary, done: bool) -> Html:
+def _standing(best: EntrySummary, done: bool) -> Html:
     if done:
         return join(["What counts is the confirmation: ", h("a", "selected against confirmed", href="#confirmed"), "."])
     return join(["It was not confirmed: ", h("code", f"poise-hpc confirm CAMPAIGN {best.id}"), " trains it and the baseline on fresh seeds, and "
