@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from poise_hpc import files, worker
-from poise_hpc.tasks.base import weights_sha256
+from poise_hpc.tasks.base import file_sha256, weights_sha256
 from poise_hpc.training import checkpoint, job
 from poise_hpc.types import CandidateError, PoiseError
 
@@ -165,6 +165,16 @@ def test_a_checkpoint_of_another_recipe_is_not_used(stopped, tmp_path, capsys):
     attempt, _, recipe = copy(stopped, tmp_path / "a")
     assert checkpoint.newest([attempt], recipe | {"seed": 4, "ranks": 2}) is None
     assert "made with another seed" in capsys.readouterr().out
+
+
+def test_a_checkpoint_whose_snapshot_has_no_weights_is_passed_over(stopped, tmp_path, capsys):
+    attempt, folder, recipe = copy(stopped, tmp_path / "a")
+    trainer = json.loads((folder / "trainer.json").read_text()) | {"snapshots": {"step-000001": "0" * 64}}
+    files.write_json(folder / "trainer.json", trainer)
+    files.write_json(folder / checkpoint.MANIFEST, files.read_json(folder / checkpoint.MANIFEST) | {"trainer.json": file_sha256(folder / "trainer.json")})
+    (attempt / "snapshots" / "step-000001").mkdir(parents=True)
+    assert checkpoint.newest([attempt], recipe) is None
+    assert "its snapshot step-000001 is missing or damaged" in capsys.readouterr().out
 
 
 def flip(path: Path) -> None:

@@ -93,7 +93,7 @@ def examine(folder: Path, recipe: dict[str, Any]) -> tuple[Progress | None, str]
         return None, f"made with another {', '.join(differs)}"
     snapshots = folder.parent.parent / "snapshots"
     for name, sha256 in progress.snapshots.items():
-        if not (snapshots / name).is_dir() or weights_sha256(snapshots / name) != sha256:
+        if not any((snapshots / name).glob("*.safetensors")) or weights_sha256(snapshots / name) != sha256:
             return None, f"its snapshot {name} is missing or damaged"
     return progress, ""
 
