@@ -22,8 +22,9 @@ import yaml
 from . import config as configuration
 from . import files, stats, views, wording
 from .algorithms import load
-from .archive import ArchiveView, Entry, find, read
+from .archive import ArchiveView, find, read
 from .campaign import Campaign
+from .entry import Entry
 from .settings import overlay
 from .types import BASELINE_ID, START, UsageError
 

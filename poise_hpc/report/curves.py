@@ -5,7 +5,7 @@ import warnings
 
 import numpy as np
 
-from ..archive import Entry
+from ..entry import Entry
 from ..types import BASELINE_ID
 from . import svg
 from .gather import Findings

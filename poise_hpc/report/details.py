@@ -5,7 +5,7 @@ import difflib
 from collections.abc import Iterable
 
 from .. import stats, wording
-from ..archive import Entry
+from ..entry import Entry
 from ..types import BASELINE_ID
 from . import curves
 from .gather import Findings, benchmarks

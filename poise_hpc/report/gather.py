@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from .. import derived, files, guidance, stats, views
-from ..archive import ArchiveView, Entry, read
+from ..archive import ArchiveView, read
 from ..campaign import Campaign
+from ..entry import Entry
 from ..evaluation import metrics
 from ..types import BASELINE_ID, EntrySummary, Outcome, PoiseError, Stage
 
