@@ -45,7 +45,7 @@ class Row:
 
 @cache
 def manifest() -> dict[str, dict[str, Any]]:
-    return yaml.safe_load((Path(__file__).parent / "tasks" / "manifest.yaml").read_text())
+    return yaml.safe_load((Path(__file__).parent / "tasks" / "manifest.yaml").read_text(encoding="utf-8"))
 
 
 # --- reading

@@ -85,7 +85,7 @@ def examine(folder: Path, recipe: dict[str, Any]) -> tuple[Progress | None, str]
         for name, sha256 in manifest.items():
             if not (folder / name).is_file() or file_sha256(folder / name) != sha256:
                 return None, f"{name} is missing or damaged"
-        progress = Progress(**json.loads((folder / "trainer.json").read_text()))
+        progress = Progress(**json.loads((folder / "trainer.json").read_bytes()))
     except (files.CorruptFile, OSError, ValueError, TypeError, AttributeError) as error:
         return None, f"unreadable ({error})"
     differs = sorted(k for k in {*recipe, *progress.recipe} - {"ranks"} if recipe.get(k) != progress.recipe.get(k))
