@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,16 +59,21 @@ def read(path: Path) -> Entry:
     return _read(path)[0]
 
 
+def identity(path: Path) -> str:
+    """The record's SHA-256, as it stands in it: an entry that an earlier version wrote would be laid out otherwise now."""
+    return hdf5.unpack(path, "record")[1]
+
+
 def summary(entry: Entry, record_sha256: str | None = None) -> EntrySummary:
     """The entry's row in the index."""
     score = entry.score
     return EntrySummary(
         id=entry.id, name=entry.name, parents=tuple(entry.parents), outcome=Outcome(entry.outcome), cause=entry.cause,
         proposer=entry.proposer, mechanisms=tuple(entry.proposal.get("mechanisms", ())),
-        score=_score(score) if score else None, behaviour=dict(entry.behaviour), verdict=entry.reflection.get("verdict", ""),
+        score=Score.from_json(score) if score else None, behaviour=dict(entry.behaviour), verdict=entry.reflection.get("verdict", ""),
         run_seconds=float(sum((a.get("run_seconds") or 0.0) * a.get("ranks", 1) for a in entry.attempts)), created=entry.created,
         record_sha256=record_sha256 or hdf5.digest_of(_layout(entry)), signature=signature(Proposal.from_json(entry.proposal), entry.code),
-        screened=_screened(entry.screenings[-1]) if entry.outcome == Outcome.SCREENED_OUT else None, digest=entry.hashes.get("digest", ""))
+        screened=Screening.from_json(entry.screenings[-1]) if entry.outcome == Outcome.SCREENED_OUT else None, digest=entry.hashes.get("digest", ""))
 
 
 def verify(path: Path) -> list[str]:
@@ -146,15 +151,6 @@ def _refuse_other(path: Path, digest: str) -> None:
     if there != digest:
         raise PoiseError(f"{path} exists with other content (sha256 {there[:12]}, new {digest[:12]}). Records are write-once: move "
                          "it away if it is the wrong one")
-
-
-def _score(data: Mapping[str, Any]) -> Score:
-    pair = lambda v: tuple(v) if v is not None else None  # noqa: E731
-    return Score(**{**data, "ci": pair(data["ci"]), "delta_ci": pair(data["delta_ci"])})
-
-
-def _screened(data: Mapping[str, Any] | None) -> Screening | None:
-    return Screening.from_json(dict(data)) if data else None
 
 
 # --- index
@@ -266,7 +262,7 @@ def _foreign(campaign: Path, indexed: list[EntrySummary]) -> bool:
     """Does the index belong to other records (a copied or restored folder)? Its first and last row are looked up."""
     for row in {e.id: e for e in indexed[:1] + indexed[-1:]}.values():
         try:
-            if hdf5.unpack(campaign / "records" / f"{row.id}.h5", "record")[1] != row.record_sha256:
+            if identity(campaign / "records" / f"{row.id}.h5") != row.record_sha256:
                 return True
         except CorruptFile:
             continue  # rotten, not foreign: `verify_campaign` names it
@@ -287,8 +283,8 @@ def _summaries(lines: list[str]) -> list[EntrySummary]:
 def _summary(data: dict[str, Any]) -> EntrySummary:
     data["parents"], data["mechanisms"] = tuple(data["parents"]), tuple(data["mechanisms"])
     data["outcome"] = Outcome(data["outcome"])
-    data["score"] = _score(data["score"]) if data["score"] else None
-    data["screened"] = _screened(data.get("screened"))
+    data["score"] = Score.from_json(data["score"]) if data["score"] else None
+    data["screened"] = Screening.from_json(data["screened"]) if data.get("screened") else None
     return EntrySummary(**data)
 
 

@@ -64,8 +64,9 @@ def test_a_record_of_an_earlier_version_is_read(campaign, monkeypatch):
     added = ("vocabulary",)
     with monkeypatch.context() as before:
         before.setattr(archive, "SCALARS", tuple(name for name in archive.SCALARS if name not in added))
-        archive.write(record(campaign), entry())
+        written = archive.write(record(campaign), entry())
     assert_same(archive.read(record(campaign)), entry(vocabulary={}))
+    assert archive.identity(record(campaign)) == written != archive.summary(archive.read(record(campaign))).record_sha256
     assert archive.verify(record(campaign)) == [] and ArchiveView.load(campaign).entries[0].id == "c0007"
 
 

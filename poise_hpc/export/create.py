@@ -37,7 +37,7 @@ def export(campaign: Campaign, id: str, target: str, folder: Path) -> dict[str, 
     if entry.score is None:
         raise UsageError(f"{id} has no score ({entry.cause}): there is nothing to export. `poise-hpc leaderboard {campaign.word}` lists those that have one")
     origin = {"campaign": campaign.root.name, "candidate": entry.id, "name": entry.name, "parents": list(entry.parents),
-              "record_sha256": archive.summary(entry).record_sha256, "created": entry.created, "trained_with": entry.versions,
+              "record_sha256": archive.identity(path), "created": entry.created, "trained_with": entry.versions,
               "score": {key: entry.score[key] for key in ("overall", "ci", "delta", "delta_ci") if key in entry.score}}
     return package(entry.code, target, folder, origin, yaml.safe_load(entry.config)["rollout"]["weight_cap"])
 
