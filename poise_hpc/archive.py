@@ -1,10 +1,8 @@
-"""The archive: one write-once HDF5 record per candidate, and a disposable index over them. The only home of h5py.
+"""The archive: one write-once HDF5 record per candidate, and a disposable index over them.
 
 A record is built in memory, written to a temporary file, synced and renamed: a killed writer leaves the old state or
-the new one, never half a file. The first 512 bytes (HDF5's user block, which its readers skip) hold the SHA-256 of the
-rest, and it is checked *before* HDF5 sees a byte: HDF5 2.0 can loop for ever on one flipped bit. So `read` returns what
-was written or raises `CorruptFile`. A second SHA-256, over the logical content, is the record's identity; it does not
-depend on the HDF5 version that wrote it. `archive_store/README.md` holds the format field by field.
+the new one, never half a file. `read` returns what was written or raises `CorruptFile` (`hdf5`). The SHA-256 over its logical
+content is a record's identity. `archive_store/README.md` holds the format field by field.
 
 Not covered: several writers. The campaign's lock sees to one; a second would be refused, not merged. A record that
 rots *after* the index has its row is found by `verify_campaign`, not by `ArchiveView.load`.
@@ -17,21 +15,18 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from . import files
+from . import files, hdf5
 from .agent.novelty import signature
 from .entry import EVALUATION_ROW, SCALARS, Entry
 from .files import CorruptFile
 from .types import EntrySummary, Outcome, PoiseError, Proposal, Score, Screening, candidate_number
 
-FORMAT = 1
-USER_BLOCK = 512        # bytes before the HDF5 superblock
-COMPRESS_BYTES = 16384  # smaller datasets are stored plain: a filter costs more than it saves
 INDEX_LAG = 64          # records that may be missing from the index before it is written anew: 3 ms each when it is loaded
 RECORD_NAME = re.compile(r"(c\d{4,})\.h5")
 
@@ -47,12 +42,12 @@ def write(path: Path, entry: Entry) -> str:
         datasets = _layout(entry)
     except ValueError as error:
         raise PoiseError(f"{entry.id}: cannot be archived: {error}; figures must be finite or null (curves may hold NaN)") from None
-    digest = _digest(datasets)
+    digest = hdf5.digest_of(datasets)
     if path.exists():
         _refuse_other(path, digest)
         return digest
     try:
-        files.write_atomic(path, _pack(datasets, "record", digest))
+        files.write_atomic(path, hdf5.pack(datasets, "record", digest))
     except OSError as error:
         raise PoiseError(f"cannot write {path}: {error.strerror or error}. Make room or make the folder writable, then run "
                          "the campaign again: nothing is lost") from None
@@ -64,16 +59,21 @@ def read(path: Path) -> Entry:
     return _read(path)[0]
 
 
+def identity(path: Path) -> str:
+    """The record's SHA-256, as it stands in it: an entry that an earlier version wrote would be laid out otherwise now."""
+    return hdf5.unpack(path, "record")[1]
+
+
 def summary(entry: Entry, record_sha256: str | None = None) -> EntrySummary:
     """The entry's row in the index."""
     score = entry.score
     return EntrySummary(
         id=entry.id, name=entry.name, parents=tuple(entry.parents), outcome=Outcome(entry.outcome), cause=entry.cause,
         proposer=entry.proposer, mechanisms=tuple(entry.proposal.get("mechanisms", ())),
-        score=_score(score) if score else None, behaviour=dict(entry.behaviour), verdict=entry.reflection.get("verdict", ""),
+        score=Score.from_json(score) if score else None, behaviour=dict(entry.behaviour), verdict=entry.reflection.get("verdict", ""),
         run_seconds=float(sum((a.get("run_seconds") or 0.0) * a.get("ranks", 1) for a in entry.attempts)), created=entry.created,
-        record_sha256=record_sha256 or _digest(_layout(entry)), signature=signature(Proposal.from_json(entry.proposal), entry.code),
-        screened=_screened(entry.screenings[-1]) if entry.outcome == Outcome.SCREENED_OUT else None, digest=entry.hashes.get("digest", ""))
+        record_sha256=record_sha256 or hdf5.digest_of(_layout(entry)), signature=signature(Proposal.from_json(entry.proposal), entry.code),
+        screened=Screening.from_json(entry.screenings[-1]) if entry.outcome == Outcome.SCREENED_OUT else None, digest=entry.hashes.get("digest", ""))
 
 
 def verify(path: Path) -> list[str]:
@@ -119,9 +119,9 @@ def _code_problems(entry: Entry) -> list[str]:
 def _layout(entry: Entry) -> dict[str, np.ndarray]:
     """An entry as named arrays, in the types they have on disk."""
     return {
-        "entry": _text(files.dumps({name: getattr(entry, name) for name in SCALARS})),
-        "config": _text(entry.config),
-        **{f"code/{name}": _text(text) for name, text in entry.code.items()},
+        "entry": hdf5.text(files.dumps({name: getattr(entry, name) for name in SCALARS})),
+        "config": hdf5.text(entry.config),
+        **{f"code/{name}": hdf5.text(text) for name, text in entry.code.items()},
         "curves/steps": np.ascontiguousarray(entry.curve_steps, "<i8"),
         "curves/values": np.ascontiguousarray(entry.curve_values, "<f8"),
         "evaluations": np.ascontiguousarray(entry.evaluations, EVALUATION_ROW),
@@ -131,7 +131,7 @@ def _layout(entry: Entry) -> dict[str, np.ndarray]:
 
 
 def _read(path: Path) -> tuple[Entry, str]:
-    datasets, digest = _unpack(path, "record")
+    datasets, digest = hdf5.unpack(path, "record")
     data = json.loads(datasets["entry"].tobytes())
     for name in ("parents", "seeds", "curve_names"):
         data[name] = tuple(data[name])
@@ -151,80 +151,6 @@ def _refuse_other(path: Path, digest: str) -> None:
     if there != digest:
         raise PoiseError(f"{path} exists with other content (sha256 {there[:12]}, new {digest[:12]}). Records are write-once: move "
                          "it away if it is the wrong one")
-
-
-def _text(text: str) -> np.ndarray:
-    return np.frombuffer(text.encode(), np.uint8)
-
-
-def _score(data: Mapping[str, Any]) -> Score:
-    pair = lambda v: tuple(v) if v is not None else None  # noqa: E731
-    return Score(**{**data, "ci": pair(data["ci"]), "delta_ci": pair(data["delta_ci"])})
-
-
-def _screened(data: Mapping[str, Any] | None) -> Screening | None:
-    return Screening.from_json(dict(data)) if data else None
-
-
-# --- HDF5
-
-def _digest(datasets: Mapping[str, np.ndarray]) -> str:
-    """SHA-256 over name, type, shape and bytes of every dataset, by name."""
-    sha = hashlib.sha256()
-    for name in sorted(datasets):
-        array = datasets[name]
-        sha.update(f"{name}|{_type(array.dtype)}|{array.shape}\n".encode())
-        sha.update(memoryview(array).cast("B") if array.size else b"")
-    return sha.hexdigest()
-
-
-def _type(dtype: np.dtype) -> str:
-    # not dtype.descr: h5py adds its own metadata to the strings it reads
-    return ",".join(f"{name}:{dtype[name].str}" for name in dtype.names) if dtype.names else dtype.str
-
-
-def _pack(datasets: Mapping[str, np.ndarray], kind: str, digest: str, compress: bool = True) -> bytes:
-    """A file of ours as bytes. Equal content gives equal bytes: no times are stored."""
-    import h5py
-
-    link, plain = h5py.h5p.create(h5py.h5p.LINK_CREATE), h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    link.set_create_intermediate_group(True)
-    plain.set_obj_track_times(False)
-    with h5py.File.in_memory(libver="latest") as f:
-        f.attrs.update({"format": FORMAT, "kind": kind, "sha256": digest})
-        for name in sorted(datasets):
-            array = datasets[name]
-            if compress and array.nbytes > COMPRESS_BYTES:
-                f.create_dataset(name, data=array, track_times=False, compression="gzip", compression_opts=1, shuffle=True)
-            else:  # what create_dataset would do, in a third of its time
-                h5py.h5d.create(f.id, name.encode(), h5py.h5t.py_create(array.dtype, logical=True), h5py.h5s.create_simple(array.shape),
-                                dcpl=plain, lcpl=link).write(h5py.h5s.ALL, h5py.h5s.ALL, array)
-        f.flush()
-        image = f.id.get_file_image()
-    return _user_block(kind, image) + image
-
-
-def _user_block(kind: str, image: bytes | memoryview) -> bytes:
-    return f"poise_hpc {kind}, format {FORMAT}, HDF5 from byte {USER_BLOCK}\nsha256 {hashlib.sha256(image).hexdigest()}\n" \
-        .encode().ljust(USER_BLOCK, b"\0")
-
-
-def _unpack(path: Path, kind: str) -> tuple[dict[str, np.ndarray], str]:
-    """(datasets, sha256 of the content) of a file of ours; CorruptFile when it is not what was written."""
-    import h5py
-
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise CorruptFile(f"{path} cannot be read: {error.strerror or error}") from None
-    image = memoryview(raw)[USER_BLOCK:]
-    if raw[:USER_BLOCK] != _user_block(kind, image):
-        raise CorruptFile(f"{path} is damaged, or no {kind} of format {FORMAT}: its {len(raw)} bytes do not match the checksum that was "
-                          "written with them")
-    datasets: dict[str, np.ndarray] = {}
-    with h5py.File.in_memory(image) as f:
-        f.visititems(lambda name, item: datasets.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None)
-        return datasets, str(f.attrs["sha256"])
 
 
 # --- index
@@ -252,10 +178,10 @@ class ArchiveView:
         if _foreign(campaign, [row for row in indexed if row.id in listed]):
             lines, indexed = [], []
         view._lines = {row.id: line for row, line in zip(indexed, lines, strict=True)}
-        for id in view._lines.keys() - listed:
+        for id in sorted(view._lines.keys() - listed, key=candidate_number):
             view.problems[id] = f"records/{id}.h5 is missing; what is shown comes from the index"
         read_now = []
-        for id in listed - view._lines.keys():
+        for id in sorted(listed - view._lines.keys(), key=candidate_number):
             try:
                 read_now.append(view._remember(summary(*_read(campaign / "records" / f"{id}.h5"))))
             except PoiseError as error:
@@ -279,11 +205,11 @@ class ArchiveView:
 
     def write_index(self) -> None:
         """Replace index.h5. A reader without write permission, or a full disk, goes without: it is disposable."""
-        datasets = {"summaries": _text("\n".join(self._lines[row.id] for row in self.entries)),
+        datasets = {"summaries": hdf5.text("\n".join(self._lines[row.id] for row in self.entries)),
                     "table": np.array([_row(e) for e in self.entries], INDEX_ROW)}
         try:
             # Plain: to compress 10,000 rows takes 0.1 s, again and again, for a file that anybody may delete.
-            files.write_atomic(self.campaign / "index.h5", _pack(datasets, "index", _digest(datasets), compress=False), sync=False)
+            files.write_atomic(self.campaign / "index.h5", hdf5.pack(datasets, "index", hdf5.digest_of(datasets), compress=False), sync=False)
         except OSError:
             return
         self._unindexed = 0
@@ -312,7 +238,7 @@ def rebuild(campaign: Path) -> ArchiveView:
 
 def check_index(campaign: Path) -> None:
     """Read index.h5 whole; CorruptFile says what is wrong with it."""
-    _unpack(campaign / "index.h5", "index")
+    hdf5.unpack(campaign / "index.h5", "index")
 
 
 def _listed(campaign: Path) -> list[str]:
@@ -326,7 +252,7 @@ def _listed(campaign: Path) -> list[str]:
 
 def _index_lines(campaign: Path) -> list[str]:
     try:
-        text = _unpack(campaign / "index.h5", "index")[0]["summaries"].tobytes().decode()
+        text = hdf5.unpack(campaign / "index.h5", "index")[0]["summaries"].tobytes().decode()
         return text.split("\n") if text else []  # not splitlines: it also splits at U+2028 and friends
     except CorruptFile:
         return []
@@ -336,7 +262,7 @@ def _foreign(campaign: Path, indexed: list[EntrySummary]) -> bool:
     """Does the index belong to other records (a copied or restored folder)? Its first and last row are looked up."""
     for row in {e.id: e for e in indexed[:1] + indexed[-1:]}.values():
         try:
-            if _unpack(campaign / "records" / f"{row.id}.h5", "record")[1] != row.record_sha256:
+            if identity(campaign / "records" / f"{row.id}.h5") != row.record_sha256:
                 return True
         except CorruptFile:
             continue  # rotten, not foreign: `verify_campaign` names it
@@ -357,8 +283,8 @@ def _summaries(lines: list[str]) -> list[EntrySummary]:
 def _summary(data: dict[str, Any]) -> EntrySummary:
     data["parents"], data["mechanisms"] = tuple(data["parents"]), tuple(data["mechanisms"])
     data["outcome"] = Outcome(data["outcome"])
-    data["score"] = _score(data["score"]) if data["score"] else None
-    data["screened"] = _screened(data.get("screened"))
+    data["score"] = Score.from_json(data["score"]) if data["score"] else None
+    data["screened"] = Screening.from_json(data["screened"]) if data.get("screened") else None
     return EntrySummary(**data)
 
 

@@ -208,7 +208,7 @@ class Campaign:
         """One event, one line, the id first."""
         line = f"{id:<8} {what:<20} {text}".rstrip().replace("\n", " ")
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        with files.naming(self.root / "events.log"), open(self.root / "events.log", "a") as f:
+        with files.naming(self.root / "events.log"), open(self.root / "events.log", "a", encoding="utf-8") as f:
             f.write(f"{stamp} {line}\n")
         return line
 

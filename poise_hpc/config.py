@@ -131,6 +131,8 @@ class Evaluate(Section):
     def _check(self) -> Evaluate:
         if list(self.at) != sorted(set(self.at)) or not self.at or self.at[-1] != 1.0:
             raise ValueError(f"'at' must rise and end with 1.0, got {list(self.at)}")
+        if len({f"{at:g}" for at in self.at}) < len(self.at):  # so they name folders and elements
+            raise ValueError(f"'at' holds points that are one to six digits: {list(self.at)}")
         if wrong := [name for name in self.benchmarks if not re.fullmatch(NAME, name)]:
             raise ValueError(f"{wrong[0]!r} can be no benchmark's name: up to 32 of letters, digits, '_', '-' and '.', not '.' first, were wanted")
         total = sum(w for b in self.benchmarks.values() for w in b.metrics.values())

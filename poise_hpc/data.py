@@ -45,7 +45,7 @@ class Row:
 
 @cache
 def manifest() -> dict[str, dict[str, Any]]:
-    return yaml.safe_load((Path(__file__).parent / "tasks" / "manifest.yaml").read_text())
+    return yaml.safe_load((Path(__file__).parent / "tasks" / "manifest.yaml").read_text(encoding="utf-8"))
 
 
 # --- reading
@@ -76,7 +76,12 @@ def read(folder: Path, name: str) -> list[Row]:
         if wanted is not None and found != wanted:
             raise PoiseError(f"{path} has sha256 {found}, {where} says {wanted}: numbers on it could not be compared. Restore the "
                              "file, or import it anew with --replace")
-    return [Row(**json.loads(line)) for line in raw.decode().splitlines()]
+    return [Row(**json.loads(line)) for line in json_lines(raw)]
+
+
+def json_lines(raw: bytes) -> list[str]:
+    """Not splitlines: it also splits at U+0085 and U+2028, which JSON texts may hold as they are."""
+    return [line for line in raw.decode().split("\n") if line.strip()]
 
 
 # --- importing
@@ -114,9 +119,9 @@ def read_table(path: Path) -> list[dict[str, Any]]:
     try:
         match path.suffix:
             case ".jsonl":
-                return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+                return [json.loads(line) for line in json_lines(path.read_bytes())]
             case ".json":
-                table = json.loads(path.read_text())
+                table = json.loads(path.read_bytes())
             case ".parquet":
                 table = _read_parquet(path)
             case _:

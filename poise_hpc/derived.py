@@ -22,8 +22,9 @@ import yaml
 from . import config as configuration
 from . import files, stats, views, wording
 from .algorithms import load
-from .archive import ArchiveView, Entry, find, read
+from .archive import ArchiveView, find, read
 from .campaign import Campaign
+from .entry import Entry
 from .settings import overlay
 from .types import BASELINE_ID, START, UsageError
 
@@ -53,7 +54,7 @@ def plan(kind: str, origin: Campaign, id: str, seeds: int | None, config_file: P
     if kind == "ablate" and not parts(entry):
         raise UsageError(f"{id} declares no mechanism that can be switched off: there is nothing to ablate. In the next version, {load.DECLARE}")
     config = configuration.load(config_file) if config_file else configuration.parse(yaml.safe_load(entry.config), f"{path}: config")
-    config = settings(kind, config, entry, seeds)
+    config = settings(kind, config, seeds)
     for number in itertools.count(1):
         root = origin.root / "derived" / f"{kind}-{id}-{number}"
         config = configuration.parse(overlay(config.dump(), {"search": {"baseline": str(root / "baseline")}}))
@@ -88,7 +89,7 @@ def made_from(kind: str, origin: Campaign, id: str) -> dict[str, str]:
     return {"kind": kind, "id": id} | ({"record": origin.meta["record"]} if "record" in origin.meta else {})
 
 
-def settings(kind: str, config: configuration.Config, entry: Entry, seeds: int | None) -> configuration.Config:
+def settings(kind: str, config: configuration.Config, seeds: int | None) -> configuration.Config:
     """The origin's config with what this kind changes: no proposals, no screening; for `confirm`, fresh seeds and prompts."""
     used = config.search.train_seeds
     change: dict[str, Any] = {"search": {"candidates": 0, "proposer": "offline"}, "budget": {"wall_clock_min": None, "run_hours": None},

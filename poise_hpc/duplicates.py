@@ -24,7 +24,7 @@ def judged(candidate: Candidate, check: dict[str, Any], entries: Sequence[EntryS
     e = repeated(candidate, check, entries)
     if e is None or candidate.proposal().proposer == "person":
         return check
-    how = f"which has {e.score.overall:.1f} points" if e.score else f"which failed: {e.cause}"
+    how = f"which has {e.score.overall:.1f} points" if e.score else f"which was screened out: {e.cause}" if e.screened else f"which failed: {e.cause}"
     return check | {"outcome": Outcome.CANDIDATE_ERROR, "cause": CAUSE, "message": (
         f"it computes the same as {e.id} ({e.name}), {how}: equal gradients on every probe. Either the code leaves out what its "
         f"proposal adds, or the proposal repeats {e.id} in other words")}

@@ -43,7 +43,7 @@ class Entry:
     reflection: dict[str, Any] = field(default_factory=dict)        # types.Reflection
     vocabulary: dict[str, Any] = field(default_factory=dict)        # {"symbols": [...]}, or {"tokenizer": name, "files": {name: sha256}}
     curve_names: tuple[str, ...] = ()       # (K,)
-    curve_steps: np.ndarray = field(default_factory=lambda: np.zeros(0, "<i8"))            # (T,) training step, from 1
+    curve_steps: np.ndarray = field(default_factory=lambda: np.zeros(0, "<i8"))            # (T,) training step, from 0
     curve_values: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0), "<f8"))   # (S, K, T) NaN: not there
     evaluations: np.ndarray = field(default_factory=lambda: np.zeros(0, EVALUATION_ROW))   # rows of EVALUATION_ROW
     completion_tokens: np.ndarray = field(default_factory=lambda: np.zeros(0, "<u2"))      # flat uint16 or uint32

@@ -29,7 +29,6 @@ AFTER = {
 }
 Review = Literal["accepted", "revised", "rejected"]
 AFTER_REVIEW: dict[Review, Stage] = {"accepted": Stage.TRAIN, "revised": Stage.CHECK, "rejected": Stage.REFLECT}
-TERMINAL = frozenset({Stage.ARCHIVED})
 RESTING = frozenset({Stage.ARCHIVED, Stage.HELD})  # nothing runs, nothing will without a person
 THINKING = frozenset({Stage.REVIEW, Stage.REFLECT})  # waits for the proposer, not for a job
 

@@ -231,7 +231,7 @@ def inbox(campaign: Campaign) -> list[Path]:
 
 
 def run_hours(archive: ArchiveView, active: Mapping[str, Candidate]) -> float:
-    """Run time x ranks of every job so far, queue wait not counted."""
+    """Run time x ranks of all candidates' jobs so far, queue wait not counted."""
     running = sum(a.result.get("run_seconds", 0.0) * a.result.get("ranks", 1) for c in active.values() for a in c.attempts if a.result)
     return (running + sum(e.run_seconds for e in archive.entries)) / 3600
 

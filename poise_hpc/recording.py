@@ -121,7 +121,7 @@ class Recorder:
             id=candidate.id, name=proposal.name, parents=proposal.parents, proposer=proposal.proposer, proposal=proposal.to_json(),
             outcome=candidate.outcome or Outcome.CANDIDATE_ERROR, cause=candidate.cause, message=candidate.message,
             created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(written)),
-            config=(campaign.root / "config.yaml").read_text(), code=campaign.code(candidate.id), seeds=tuple(int(seed) for seed in own.curves),
+            config=(campaign.root / "config.yaml").read_text(encoding="utf-8"), code=campaign.code(candidate.id), seeds=tuple(int(seed) for seed in own.curves),
             versions=versions(campaign, trained), hashes=hashes(campaign, candidate, trained) | digest(check),
             pick=files.read_json(candidate.folder / "pick.json") or {},
             checks=(files.read_json(check[-1].folder / "checks.json") or {}).get("checks", []) if check else [],

@@ -30,7 +30,7 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path in seen:
         raise UsageError(f"{path}: 'base' leads back to itself")
     try:
-        data = strict_yaml.load(path.read_text())
+        data = strict_yaml.load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file" + (f"; {seen[-1]} names it as its 'base'" if seen else "")) from None
     except IsADirectoryError:

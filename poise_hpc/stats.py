@@ -38,15 +38,6 @@ def paired_difference(ours: Mapping[str, float], theirs: Mapping[str, float],
     return mean_interval([ours[s] - theirs[s] for s in common], level) if common else None
 
 
-def bootstrap_interval(per_problem: np.ndarray, rng: np.random.Generator, level: float = LEVEL,
-                       resamples: int = 2000) -> tuple[float, float]:
-    """Percentile interval of the mean of `per_problem` (P,) under resampling of problems: would other problems agree?"""
-    x = np.asarray(per_problem, float)
-    means = x[rng.integers(0, x.size, (resamples, x.size))].mean(axis=1)
-    low, high = np.quantile(means, [0.5 - level / 2, 0.5 + level / 2])
-    return float(low), float(high)
-
-
 def score(evaluations_by_seed: Mapping[Any, Mapping[str, Any]], baseline_by_seed: Mapping[Any, Mapping[str, Any]] | None,
           use: Literal["curve", "final"]) -> Score:
     """A candidate's figures from `evaluation.metrics.merge` of each training seed.
@@ -115,11 +106,6 @@ def seed_noise(n: np.ndarray, squares: np.ndarray) -> tuple[np.ndarray, float | 
     """(`standard_errors` (N,), `pooled_sd`) from what `spread` gives."""
     pooled = _pooled(n, squares)
     return (np.zeros(len(n)) if pooled is None else _errors(n, squares, pooled)), pooled
-
-
-def lower_confidence(scores: Sequence[Score], pooled: float | None, deviations: float = 1.0) -> np.ndarray:
-    """(N,) overall - deviations * standard error: what a lucky seed cannot lift far."""
-    return np.array([s.overall for s in scores]) - deviations * standard_errors(scores, pooled)
 
 
 # --- what picking the best does

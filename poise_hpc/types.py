@@ -118,6 +118,11 @@ class Score:
     delta: float | None = None                  # paired difference to the baseline
     delta_ci: tuple[float, float] | None = None
 
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Score:
+        ci, delta_ci = (None if pair is None else tuple(pair) for pair in (data["ci"], data["delta_ci"]))
+        return cls(**{**data, "ci": ci, "delta_ci": delta_ci})
+
 
 @dataclass(frozen=True)
 class Screening:

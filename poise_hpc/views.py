@@ -5,7 +5,7 @@ import shlex
 import time
 from typing import Any
 
-from . import eta, files, lock, screening, wording
+from . import eta, files, jobspec, lock, screening, wording
 from .archive import ArchiveView, read
 from .campaign import Campaign, Candidate, load_attempts
 from .types import BASELINE_ID, START, EntrySummary, Outcome, Stage
@@ -13,7 +13,6 @@ from .types import BASELINE_ID, START, EntrySummary, Outcome, Stage
 
 def status(campaign: Campaign, now: float | None = None, spending: bool = True, archive: ArchiveView | None = None) -> dict[str, Any]:
     """`{campaign, done, driver, held, budget, inbox, candidates, running}`: the interface that scripts read. `spending`: also "llm"."""
-    from . import jobspec
     from .proposing import exhausted, inbox
 
     now = time.time() if now is None else now
@@ -129,7 +128,8 @@ def shown_record(campaign: Campaign, summary: EntrySummary) -> dict[str, Any]:
     """`show` of a candidate whose folder is gone."""
     path = campaign.records / f"{summary.id}.h5"
     entry = read(path)
-    named = [(f"{a['stage']}{'' if a['seed'] is None else '-s' + str(a['seed'])}-{a['number']}", a) for a in entry.attempts]
+    unit = lambda a: "" if a["seed"] is None else a.get("unit") or f"s{a['seed']}"  # noqa: E731 (earlier versions recorded no unit)
+    named = [(jobspec.attempt_name(a["stage"], unit(a), a["number"]), a) for a in entry.attempts]
     return {**archived_row(summary), "proposal": entry.proposal, "pick": entry.pick, "reflection": entry.reflection, "message": entry.message,
             "folder": None, "record": str(path), "score": entry.score,
             "attempts": [{"name": name, "outcome": a["outcome"], "cause": a["cause"], "run_seconds": a["run_seconds"]} for name, a in named]}

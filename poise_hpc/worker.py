@@ -13,6 +13,7 @@ import hashlib
 import importlib
 import os
 import posix
+import shutil
 import signal
 import socket
 import struct
@@ -139,6 +140,8 @@ def train(job: dict[str, Any], attempt: Path) -> dict[str, Any]:
     if "purpose" in job and int(os.environ.get("RANK", "0")) == 0:
         snapshots = {at: str(attempt / path) for at, path in payload["snapshots"].items()}
         payload |= evaluation.run(job | {"weights": job.get("weights", {}) | snapshots}, attempt)
+        if "until" not in job:  # the run is over, and the last snapshot is the result
+            shutil.rmtree(attempt / "checkpoints", ignore_errors=True)
     return payload
 
 

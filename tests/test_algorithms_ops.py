@@ -40,6 +40,13 @@ def test_equal_rewards_centre_to_exactly_zero(value, n, dtype):
     assert ops.group_std(R, g).max() == 0
 
 
+def test_equal_rewards_of_those_that_count_centre_to_exactly_zero():
+    # In float32 (1.9 - 0.8) + 0.8 is not 1.9: what does not count must not come in by rounding.
+    R, g = torch.tensor([1.9] * 7 + [0.8]), torch.zeros(8, dtype=torch.int64)
+    live = torch.arange(8) < 7
+    assert (R - ops.group_mean(R, g, live))[live].abs().max() == 0 and ops.group_std(R, g, live).max() == 0
+
+
 def test_a_lone_completion_has_no_spread():
     assert ops.group_std(torch.tensor([5.0]), torch.tensor([0])).item() == 0
     assert ops.group_mean(torch.tensor([]), torch.tensor([], dtype=torch.int64)).shape == (0,)

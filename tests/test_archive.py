@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from helpers_archive import entry
 
-from poise_hpc import archive
+from poise_hpc import archive, hdf5
 from poise_hpc.entry import Entry, curve_table, evaluation_tables
 from poise_hpc.archive import ArchiveView
 from poise_hpc.files import CorruptFile, dumps
@@ -64,8 +64,9 @@ def test_a_record_of_an_earlier_version_is_read(campaign, monkeypatch):
     added = ("vocabulary",)
     with monkeypatch.context() as before:
         before.setattr(archive, "SCALARS", tuple(name for name in archive.SCALARS if name not in added))
-        archive.write(record(campaign), entry())
+        written = archive.write(record(campaign), entry())
     assert_same(archive.read(record(campaign)), entry(vocabulary={}))
+    assert archive.identity(record(campaign)) == written != archive.summary(archive.read(record(campaign))).record_sha256
     assert archive.verify(record(campaign)) == [] and ArchiveView.load(campaign).entries[0].id == "c0007"
 
 
@@ -304,7 +305,7 @@ def test_the_format_page_names_every_dataset_and_field(campaign):
     with h5py.File(record(campaign), "r", locking=False) as f:
         f.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
         names += json.loads(f["entry"][()].tobytes())
-        assert f.userblock_size == archive.USER_BLOCK
+        assert f.userblock_size == hdf5.USER_BLOCK
     for name in names:
         assert f"`{'code/<file>' if name.startswith('code/') else name}`" in page, name
     raw = record(campaign).read_bytes()

@@ -22,6 +22,21 @@ ELSEWHERE = {"host": "another-host", "pid": 1, "start": 1, "taken": 0.0}
 
 # --- creation
 
+def test_a_locale_without_umlauts_changes_no_text(tmp_path):
+    """Files are UTF-8 whatever the login node's locale is; what its terminal cannot show is escaped."""
+    (tmp_path / "c.yaml").write_text("search: {directive: 'k\u00fcrzer, \u03b5'}\n", encoding="utf-8")
+    code = ("from pathlib import Path\nfrom poise_hpc import cli, config\nfrom poise_hpc.campaign import Campaign\n"
+            f"root = Path({str(tmp_path)!r})\n"
+            "made = Campaign.create(root / 'c', config.load(root / 'c.yaml'), cache_dir='')\n"
+            "made.log('campaign', 'directive', made.config.search.directive)\n"
+            "assert Campaign.open(root / 'c').config == made.config\n"
+            "cli.main(['config', str(root / 'c.yaml')])\n")
+    plain = os.environ | {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C", "PYTHONIOENCODING": "latin-1"}
+    done = subprocess.run([sys.executable, "-c", code], env=plain, capture_output=True, encoding="latin-1")
+    assert done.returncode == 0 and "k\u00fcrzer, \\u03b5" in done.stdout, done.stderr
+    assert "k\u00fcrzer, \u03b5" in (tmp_path / "c" / "events.log").read_text(encoding="utf-8")
+
+
 def test_a_folder_that_is_there_already_is_refused_and_left_alone(tmp_path):
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "mine").write_text("precious")

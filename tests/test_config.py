@@ -20,6 +20,7 @@ from poise_hpc.types import UsageError
     ({"train": {"deepspeed": {"bf16": {"enabled": True}}}}, "'bf16' is generated: set model.dtype instead"),
     ({"rollout": {"prompts": 15}}, r"rollout.prompts \(15\) must be a multiple of train.minibatches \(2\)"),
     ({"evaluate": {"at": [0.5]}}, "'at' must rise and end with 1.0"),
+    ({"evaluate": {"at": [0.33333331, 0.33333333, 1.0]}}, "'at' holds points that are one to six digits"),
     ({"evaluate": {"benchmarks": {"a": {"split": "easy", "problems": 4, "samples": 2, "metrics": {"pass@8": 1.0}}}}}, "needs 8 samples"),
     ({"evaluate": {"benchmarks": {"a": {"split": "easy", "problems": 4, "samples": 2, "metrics": {"acc@1": 0.5}}}}}, "must add up to 1"),
     ({"search": {"train_seeds": [1, 1]}}, "all distinct"),

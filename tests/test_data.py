@@ -52,6 +52,14 @@ def test_import_pins_and_read_gives_back(tmp_path):
     assert put(tmp_path, "own", shuffled) == entry                   # key order is nothing
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "json"])
+def test_line_ends_of_unicode_are_text(tmp_path, kind):
+    rows = [{"problem": "One line\u2028and\u0085another: $1+1$?", "answer": "2"}]
+    (tmp_path / f"a.{kind}").write_text(json.dumps(rows if kind == "json" else rows[0], ensure_ascii=False) + "\r\n")
+    assert data.import_file("a", tmp_path / f"a.{kind}", tmp_path / "sets")["count"] == 1
+    assert [row.problem for row in data.read(tmp_path / "sets", "a")] == [rows[0]["problem"]]
+
+
 def test_json_and_jsonl_are_one(tmp_path):
     rows = generated(4, 0)
     (tmp_path / "a.json").write_text(json.dumps(rows))

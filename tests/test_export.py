@@ -258,7 +258,7 @@ def test_the_command_in_the_isolation_of_a_job(searched, tmp_path):
     said, written = json.loads(done.stdout), json.loads((tmp_path / "plug/provenance.json").read_text())
     entry = archive.read(searched / "records/c0001.h5")
     assert said["files"] == sorted(str(p.relative_to(tmp_path / "plug")) for p in (tmp_path / "plug").rglob("*") if p.is_file())
-    assert written["origin"]["record_sha256"] == archive.summary(entry).record_sha256 and written["origin"]["campaign"] == searched.name
+    assert written["origin"]["record_sha256"] == archive.identity(searched / "records/c0001.h5") and written["origin"]["campaign"] == searched.name
     assert written["code_sha256"] == load.manifest(searched / "candidates/c0001")
     assert (tmp_path / "plug/LICENSE").read_text() == (ROOT / "LICENSE").read_text()
     assert [p.name for p in tmp_path.iterdir()] == ["plug"]

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "poise_hpc"
 HOMES = {
-    "submitit": {"cluster/submission.py"}, "h5py": {"archive.py"}, "openai": {"llm.py"}, "deepspeed": {"training/engine.py"},
+    "submitit": {"cluster/submission.py"}, "h5py": {"hdf5.py"}, "openai": {"llm.py"}, "deepspeed": {"training/engine.py"},
     "vllm": {"rollout/vllm_engine.py"}}
 
 

@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 from helpers_archive import screened as ended
@@ -15,6 +17,7 @@ from poise_hpc.agent.base import Facts
 from poise_hpc.campaign import Attempt, Campaign, Candidate
 from poise_hpc.cluster.inline import InlineCluster
 from poise_hpc.config import Rung
+from poise_hpc.report import page as report
 from poise_hpc.types import Outcome, Proposal, Stage, UsageError
 
 # All six see the baseline only, so that what is proposed does not depend on who is screened out.
@@ -229,8 +232,14 @@ def test_views_say_what_was_screened_out(undisturbed, tmp_path):
     assert [rows[id]["overall"] for id in ended] == [None] * len(ended) and rows[ended[0]]["screened"]["at"] in ("0.25", "0.5")
     assert board["start"] == undisturbed["c0000"]["score"]["curve"]["0"] and f"untrained policy {board['start']:.1f}" in views.leaderboard_text(board)
     assert "screened out at" in views.leaderboard_text(board) and json.dumps(board)
-    text = views.show_text(views.show(opened, ended[0]))
-    assert undisturbed[ended[0]]["message"] in text
+    shown = views.show(opened, ended[0])
+    assert undisturbed[ended[0]]["message"] in views.show_text(shown)
+    page = Path(report.write(opened, tmp_path / "report.html")["file"]).read_text()
+    assert f"failed: 0; screened out: {len(ended)}." in page and "None failed through a fault of its own." in page
+    causes = {e["cause"] for e in undisturbed.values() if e["cause"]}
+    assert page.count("Screened out at ") >= len(ended) and not any(f"ailed: {cause}" in page for cause in causes)
+    shutil.rmtree(opened.candidates / ended[0])  # from its record alone: the same attempts
+    assert views.show(opened, ended[0])["attempts"] == shown["attempts"]
 
 
 def test_a_rerun_trains_to_the_end(undisturbed, tmp_path):

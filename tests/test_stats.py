@@ -37,15 +37,6 @@ def test_pairing_removes_what_seeds_share():
     assert stats.paired_difference(ours, theirs)[1] == (1.0, 1.0)
 
 
-def test_bootstrap_covers_and_repeats():
-    flat = stats.bootstrap_interval(np.full(30, 0.5), np.random.default_rng(0))
-    assert flat == (0.5, 0.5)
-    half = stats.bootstrap_interval(np.tile([0.0, 1.0], 50), np.random.default_rng(0))
-    # sd of a mean of 100 fair coins is 0.05: 0.5 +- 0.098
-    assert half == pytest.approx((0.402, 0.598), abs=0.02)
-    assert half == stats.bootstrap_interval(np.tile([0.0, 1.0], 50), np.random.default_rng(0))
-
-
 def test_score_by_hand():
     ours = {0: merged(20.0, 40.0, hard=8.0), 1: merged(24.0, 44.0, hard=12.0)}
     base = {0: merged(20.0, 38.0), 1: merged(20.0, 40.0), 2: merged(0.0, 0.0)}
@@ -74,5 +65,4 @@ def test_standard_errors_shrink_to_the_pooled_spread():
     # one seed: the pooled 2 / sqrt(1). Two equal seeds: v = (4 * 4 + 0) / (4 + 1) = 3.2, se = sqrt(1.6)
     scores = [made_score(10, seeds=1), made_score(10, sd=0.0, seeds=2)]
     np.testing.assert_allclose(stats.standard_errors(scores, 2.0), [2.0, math.sqrt(1.6)])
-    np.testing.assert_allclose(stats.lower_confidence(scores, 2.0), [8.0, 10 - math.sqrt(1.6)])
     np.testing.assert_allclose(stats.standard_errors(scores, None), [0, 0])

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from poise_hpc import files, worker
-from poise_hpc.tasks.base import weights_sha256
+from poise_hpc.tasks.base import file_sha256, weights_sha256
 from poise_hpc.training import checkpoint, job
 from poise_hpc.types import CandidateError, PoiseError
 
@@ -167,6 +167,16 @@ def test_a_checkpoint_of_another_recipe_is_not_used(stopped, tmp_path, capsys):
     assert "made with another seed" in capsys.readouterr().out
 
 
+def test_a_checkpoint_whose_snapshot_has_no_weights_is_passed_over(stopped, tmp_path, capsys):
+    attempt, folder, recipe = copy(stopped, tmp_path / "a")
+    trainer = json.loads((folder / "trainer.json").read_text()) | {"snapshots": {"step-000001": "0" * 64}}
+    files.write_json(folder / "trainer.json", trainer)
+    files.write_json(folder / checkpoint.MANIFEST, files.read_json(folder / checkpoint.MANIFEST) | {"trainer.json": file_sha256(folder / "trainer.json")})
+    (attempt / "snapshots" / "step-000001").mkdir(parents=True)
+    assert checkpoint.newest([attempt], recipe) is None
+    assert "its snapshot step-000001 is missing or damaged" in capsys.readouterr().out
+
+
 def flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
@@ -214,6 +224,29 @@ def test_what_evaluates_next_has_the_memory(tmp_path, stage):
     job.run(json.loads((attempt / "job.json").read_text()), attempt)
     share = sum(p.numel() for p in h.tiny_model("gpt2").parameters()) if stage == 3 else 0  # that one rank of one has
     assert held() - before <= 24 * share
+
+
+def test_a_run_that_was_stopped_in_its_evaluation_is_not_trained_again(tmp_path, monkeypatch):
+    from poise_hpc.evaluation import job as evaluation
+
+    h.start_alone()
+    conf = h.make_config({"steps": 3, "checkpoint_every": 8})  # no step is a multiple: only the end is saved
+    first = h.write_job(tmp_path, conf, "train-s0-1", purpose="selection")
+    second = h.write_job(tmp_path, conf, "train-s0-2", purpose="selection", resume=[first])
+
+    def stopped(spec, attempt):
+        raise worker.Stopped("0 of 1 elements done")
+
+    monkeypatch.setattr(evaluation, "run", stopped)
+    with pytest.raises(worker.Stopped):
+        worker.train(json.loads((first / "job.json").read_text()), first)
+    monkeypatch.setattr(evaluation, "run", lambda spec, attempt: {"elements": [], "weights": spec["weights"]})
+    payload = worker.train(json.loads((second / "job.json").read_text()), second)
+    assert not (second / "timings.jsonl").exists()  # no step was made again
+    assert (second / CURVES).read_bytes() == (first / CURVES).read_bytes() and payload["steps"] == 3
+    assert payload["weights"]["1"] == str(second / "snapshots" / "step-000003")
+    assert payload["weights_sha256"] == weights_sha256(first / "snapshots" / "step-000003") == weights_sha256(second / "snapshots" / "step-000003")
+    assert not (second / "checkpoints").exists()  # the run is over
 
 
 def test_snapshot_steps():

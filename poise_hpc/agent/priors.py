@@ -64,7 +64,7 @@ def keep(folders: Sequence[Path], own: Path) -> list[Path]:
 
 
 def read_card(path: Path) -> Card:
-    parts = re.split(r"^---\s*$", path.read_text(), maxsplit=2, flags=re.MULTILINE)
+    parts = re.split(r"^---\s*$", path.read_text(encoding="utf-8"), maxsplit=2, flags=re.MULTILINE)
     if len(parts) != 3 or parts[0].strip():
         raise UsageError(f"{path}: a card starts with front matter between two lines '---'")
     head = dict(line.split(":", 1) for line in parts[1].strip().splitlines() if ":" in line)

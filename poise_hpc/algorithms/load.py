@@ -84,7 +84,7 @@ def _mechanisms(files: Mapping[str, str]) -> dict[str, ast.expr | None]:
 def write_seed_package(name: str, package_dir: Path) -> None:
     """A seed as a candidate package of its own."""
     package_dir.mkdir(parents=True, exist_ok=True)
-    (package_dir / "algorithm.py").write_text(seeds.source(name))
+    (package_dir / "algorithm.py").write_text(seeds.source(name), encoding="utf-8")
 
 
 def load(package_dir: Path, wanted: Mapping[str, str] | None = None) -> Algorithm:

@@ -28,7 +28,7 @@ def group_mean(x: Tensor, group: Tensor, where: Tensor | None = None) -> Tensor:
     the mean of 0.1 into an advantage.
     """
     weight = _weight(group, where)
-    low = x.new_full((_groups(group),), torch.inf).scatter_reduce(0, group, x, "amin")[group]
+    low = x.new_full((_groups(group),), torch.inf).scatter_reduce(0, group, torch.where(weight > 0, x, torch.inf), "amin")[group]
     mean = _sum((x - low).double() * weight, group) / _sum(weight, group).clamp(min=1)
     return (low.double() + mean[group]).to(x.dtype)
 

@@ -36,7 +36,7 @@ def _values(algorithm: Algorithm, batch: RolloutBatch, changed: RolloutBatch) ->
     policy = probes.policy_batch(changed, A, 0.3)
     policy = replace(policy, logp=probes.policy_batch(batch, A, 0.3).logp)
     loss = probes.token_loss(algorithm, policy, state).detach()
-    kept = keep.float() if chosen is None else keep * chosen[batch.group].float()
+    kept = keep.float() if chosen is None else keep * chosen[changed.group].float()
     return A[batch.mask], kept, loss[batch.mask]
 
 

@@ -18,7 +18,7 @@ SEEDS: dict[str, str] = {name: f"poise_hpc.algorithms.{name}" for name in (
 
 def source(name: str) -> str:
     """A seed's module text. Its imports are absolute: it is a stand-alone candidate package as it stands."""
-    return (Path(__file__).parent / f"{_known(name)}.py").read_text()
+    return (Path(__file__).parent / f"{_known(name)}.py").read_text(encoding="utf-8")
 
 
 def seed(name: str) -> Algorithm:

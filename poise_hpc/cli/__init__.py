@@ -2,6 +2,9 @@
 config error; 3 the campaign needs a person (something is held). This file is the list of commands, by topic."""
 from __future__ import annotations
 
+import sys
+from io import TextIOWrapper
+
 import click
 
 from .. import __version__
@@ -24,6 +27,9 @@ def main() -> None:
 
     CAMPAIGN is a folder that holds one search and its archive; CANDIDATE is an algorithm in it, c0003. Every command has --help.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a terminal that lacks a letter is no reason to stop
+            stream.reconfigure(errors="backslashreplace")
 
 
 @click.group(cls=Group)

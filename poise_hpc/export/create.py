@@ -37,7 +37,7 @@ def export(campaign: Campaign, id: str, target: str, folder: Path) -> dict[str, 
     if entry.score is None:
         raise UsageError(f"{id} has no score ({entry.cause}): there is nothing to export. `poise-hpc leaderboard {campaign.word}` lists those that have one")
     origin = {"campaign": campaign.root.name, "candidate": entry.id, "name": entry.name, "parents": list(entry.parents),
-              "record_sha256": archive.summary(entry).record_sha256, "created": entry.created, "trained_with": entry.versions,
+              "record_sha256": archive.identity(path), "created": entry.created, "trained_with": entry.versions,
               "score": {key: entry.score[key] for key in ("overall", "ci", "delta", "delta_ci") if key in entry.score}}
     return package(entry.code, target, folder, origin, yaml.safe_load(entry.config)["rollout"]["weight_cap"])
 
@@ -70,7 +70,7 @@ def measure(code: Mapping[str, str], scratch: Path, weight_cap: float) -> tuple[
     folder.mkdir()
     attempt.mkdir()
     for name, text in code.items():
-        (folder / name).write_text(text)
+        (folder / name).write_text(text, encoding="utf-8")
     result = standalone.alone("export", folder, attempt, weight_cap=weight_cap)
     if result["outcome"] != Outcome.SUCCEEDED:
         raise PoiseError(f"the algorithm's vectors could not be computed ({result['cause']}): {result['message']}")
@@ -89,8 +89,8 @@ def assembled(code: Mapping[str, str], target: str, plugin: str, facts: dict[str
              "beta": "0.001" if "ref_logp" in facts["needs"] else "0.0"}
     texts = {f"{plugin}/{name}": text for name, text in vendor.plugin(code, target, reads).items()}
     for name in targets.TARGETS[target].files:
-        texts[name] = Template((TEMPLATES / target / f"{name}.in").read_text()).substitute(words)
-    return texts | {"LICENSE": (TEMPLATES / "LICENSE").read_text()}
+        texts[name] = Template((TEMPLATES / target / f"{name}.in").read_text(encoding="utf-8")).substitute(words)
+    return texts | {"LICENSE": (TEMPLATES / "LICENSE").read_text(encoding="utf-8")}
 
 
 def write(folder: Path, content: Mapping[str, bytes]) -> None:

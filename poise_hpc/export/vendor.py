@@ -24,11 +24,11 @@ ROOT = Path(__file__).parents[1]
 
 def plugin(code: Mapping[str, str], target: str, reads: list[str]) -> dict[str, str]:
     """Path inside the plug-in -> text."""
-    adapters = {"adapter.py": (ROOT / "export" / f"{target}.py").read_text(), "step.py": (ROOT / "export" / "step.py").read_text()}
+    adapters = {name: (ROOT / "export" / own).read_text(encoding="utf-8") for name, own in (("adapter.py", f"{target}.py"), ("step.py", "step.py"))}
     files = {f"algorithm/{name}": rewritten(text, f"..{COPIES}") for name, text in code.items()}
     files.setdefault("algorithm/__init__.py", "")
     for name in sorted(needed([*code.values(), *adapters.values()])):
-        text = (ROOT / "algorithms" / f"{name}.py").read_text()
+        text = (ROOT / "algorithms" / f"{name}.py").read_text(encoding="utf-8")
         files[f"{COPIES}/{name}.py"] = origin(f"algorithms/{name}.py") + rewritten(text, ".")
     files[f"{COPIES}/__init__.py"] = ""
     for name, text in adapters.items():
@@ -54,7 +54,7 @@ def needed(texts: list[str]) -> set[str]:
             raise UsageError(f"the package imports {OURS}.{name}, which this version of poise_hpc has not; check out the version "
                              "that its record names, and export with that")
         found.add(name)
-        waiting |= set(imported(path.read_text())) - found
+        waiting |= set(imported(path.read_text(encoding="utf-8"))) - found
     return found
 
 

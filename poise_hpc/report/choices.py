@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..archive import Entry
+from ..entry import Entry
 from ..selection.acquisition import TERMS
 from ..types import candidate_id
 from . import svg

@@ -5,7 +5,7 @@ import warnings
 
 import numpy as np
 
-from ..archive import Entry
+from ..entry import Entry
 from ..types import BASELINE_ID
 from . import svg
 from .gather import Findings
@@ -53,7 +53,7 @@ def figure(f: Findings, entry: Entry, base: Entry | None, seeds_of_base: bool = 
 
 
 def _evaluation(entry: Entry, base: Entry | None) -> list[Html] | None:
-    """Overall on the evaluation prompts at each point; None of a candidate that failed."""
+    """Overall on the evaluation prompts at each point; None of a candidate without a score."""
     curves = [(e, sorted((100 * float(at), v) for at, v in e.score["curve"].items())) for e in (base, entry) if e and e.score]
     if entry.score is None:
         return None

@@ -5,12 +5,12 @@ import difflib
 from collections.abc import Iterable
 
 from .. import stats, wording
-from ..archive import Entry
+from ..entry import Entry
 from ..types import BASELINE_ID
 from . import curves
 from .gather import Findings, benchmarks
 from .markup import Html, cut, h, join, linked, prose, table
-from .words import count, duration, named, note, points, refs, section, verdict
+from .words import count, duration, named, note, points, refs, section, unscored, verdict
 
 DIFF_LINES = 400
 
@@ -41,7 +41,7 @@ def detail(f: Findings, e: Entry, said: str) -> Html:
              h("div", h("div", h("h4", "What is changed"), prose(p.get("description") or "none stated")),
                h("div", h("h4", f"Reflection, by {cut(e.reflection.get('author', 'nobody'), 60)}"), prose(wording.without_verdict(e.reflection) if e.reflection.get("text") else "none"),
                  note("Symptoms: ", ", ".join(e.reflection.get("symptoms", ()))) if e.reflection.get("symptoms") else None), class_="columns"),
-             h("div", h("h4", f"It failed: {e.cause}"), prose(e.message)) if s is None else None, scores(f, e),
+             h("div", h("h4", unscored(f.entries[e.id]).capitalize()), prose(e.message)) if s is None else None, scores(f, e),
              curves.figure(f, e, f.records.get(BASELINE_ID), seeds_of_base=False), change(f, e), attempts(e), id=e.id, class_="candidate")
 
 

@@ -1,4 +1,4 @@
-"""What the search learned besides scores: how candidates failed, and how candidates with a mechanism did."""
+"""What the search learned besides scores: how candidates ended without one, and how candidates with a mechanism did."""
 from __future__ import annotations
 
 from collections import Counter
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .. import stats
-from ..types import BASELINE_ID, EntrySummary
+from ..types import BASELINE_ID, EntrySummary, Outcome
 from . import svg
 from .board import window
 from .gather import Findings
@@ -24,16 +24,17 @@ def outcomes(f: Findings) -> Html:
     candidates = [e for e in f.entries.values() if e.id != BASELINE_ID]
     if not candidates:
         return section("outcomes", "Outcomes", h("p", "No candidate is archived yet."))
-    causes = Counter(e.cause for e in candidates if e.score is None)
+    failed, screened = ([e for e in f.unscored if e.id != BASELINE_ID and bool(e.screened) is early] for early in (False, True))
+    causes = Counter(e.cause for e in failed)
     verdicts = Counter(e.verdict for e in candidates if e.score is not None)
-    scored = len(candidates) - causes.total()
+    scored = len(candidates) - len(failed) - len(screened)
     said = ", ".join(f"{n:,} {verdict}" for verdict, n in verdicts.most_common() if verdict)
-    failed = [e for e in candidates if e.score is None]
     rows = [[cut(cause or "unknown", 60), f"{n:,}", f"{100 * n / len(candidates):.0f} %", refs(f, [e.id for e in failed if e.cause == cause]),
              _message(f, cause)] for cause, n in causes.most_common(CAUSES)]
     verdicts_of = f"; verdicts of their reflections: {said}" if said else ""
+    ended = [h("p", f"{count(len(screened), 'candidate')} screened out before the training was whole: ", refs(f, [e.id for e in screened]), ".")] if screened else []
     return section(
-        "outcomes", "Outcomes", h("p", f"{scored:,} of {count(len(candidates), 'candidate')} got a score{verdicts_of}."),
+        "outcomes", "Outcomes", h("p", f"{scored:,} of {count(len(candidates), 'candidate')} got a score{verdicts_of}."), *ended,
         table(["Cause of failure", "#Candidates", "#Share", "Which", "For example"], rows, "Failures by cause") if rows else
         h("p", "None failed through a fault of its own."),
         note("Faults of the infrastructure are not here: such attempts are repeated, and cost time only.",
@@ -42,7 +43,7 @@ def outcomes(f: Findings) -> Html:
 
 def _message(f: Findings, cause: str) -> Html:
     """The newest one's that was read."""
-    found = [e for e in f.records.values() if e.score is None and e.cause == cause]
+    found = [e for e in f.records.values() if e.outcome is Outcome.CANDIDATE_ERROR and e.cause == cause]
     return h("span", cut(found[-1].message, 220), class_="message") if found else h("span", "–")
 
 
@@ -54,7 +55,7 @@ class Mechanism:
 
     name: str
     having: list[EntrySummary]        # scored
-    failed: int
+    unscored: int                     # failed or screened out
     with_it: float | None             # mean difference to the baseline
     without_it: float | None
     added: list[float]                # child less parent
@@ -71,18 +72,18 @@ def tally(f: Findings) -> list[Mechanism]:
     scored = [e for e in f.scored if e.score and e.score.delta is not None]
     total, number = sum(_delta(e) for e in scored), len(scored)
     having: dict[str, list[EntrySummary]] = {name: [] for name in use}
-    failed, added = Counter[str](), dict[str, list[float]]()
+    unscored, added = Counter[str](), dict[str, list[float]]()
     for e in scored:
         for name in set(e.mechanisms):
             having[name].append(e)
     for e in candidates:
-        failed.update(set(e.mechanisms) if e.score is None else ())
+        unscored.update(set(e.mechanisms) if e.score is None else ())
         for name, gain in _gains(f, e):
             added.setdefault(name, []).append(gain)
     out = []
     for name, _ in sorted(use.items(), key=lambda item: (-item[1], item[0])):
         own, n = sum(map(_delta, having[name])), len(having[name])
-        out.append(Mechanism(name, having[name], failed[name], own / n if n else None, (total - own) / (number - n) if number > n else None,
+        out.append(Mechanism(name, having[name], unscored[name], own / n if n else None, (total - own) / (number - n) if number > n else None,
                              added.get(name, [])))
     return out
 
@@ -109,7 +110,7 @@ def mechanisms(f: Findings) -> Html:
     deltas = [_delta(e) for e in f.scored if e.score and e.score.delta is not None]
     low, high = window(f, deltas)
     x = svg.Scale(low, high, 8, 252)
-    rows = [[cell(cut(m.name, 60), order=m.name), cell(len(m.having), number=True), cell(m.failed or "–", number=True, order=m.failed),
+    rows = [[cell(cut(m.name, 60), order=m.name), cell(len(m.having), number=True), cell(m.unscored or "–", number=True, order=m.unscored),
              cell(points(m.with_it, sign=True), number=True, order=m.with_it), cell(points(m.without_it, sign=True), number=True, order=m.without_it),
              cell(points(m.contrast, sign=True), number=True, order=m.contrast),
              cell(_added(m), number=True, order=float(np.mean(m.added)) if m.added else None), _strip(f, m, x)] for m in shown]
@@ -119,7 +120,7 @@ def mechanisms(f: Findings) -> Html:
                                "well was tried more often and in better company. Only an ablation switches one mechanism off with all else equal",
                                (": see what was ", h("a", "confirmed and ablated", href="#confirmed"), ".") if ablated else
                                ": `poise-hpc ablate CAMPAIGN CANDIDATE`."),
-        table(["Mechanism", "#With it", "#Failed", "#Mean with", "#Mean without", "#Contrast", "#Added to a parent", "Each candidate with it"], rows,
+        table(["Mechanism", "#With it", "#No score", "#Mean with", "#Mean without", "#Contrast", "#Added to a parent", "Each candidate with it"], rows,
               "Mechanisms of scored candidates", sortable=True),
         note(f"Means of paired differences to {f.label}, points. Contrast: with less without. Added to a parent: mean paired difference of children that "
              f"have it to first parents that do not, and their number. Strip: every such candidate, from {points(low, sign=True)} to "

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from .. import derived, files, guidance, stats, views
-from ..archive import ArchiveView, Entry, read
+from ..archive import ArchiveView, read
 from ..campaign import Campaign
+from ..entry import Entry
 from ..evaluation import metrics
 from ..types import BASELINE_ID, EntrySummary, Outcome, PoiseError, Stage
 
@@ -66,8 +67,13 @@ class Findings:
         return [self.entries[r["id"]] for r in self.rows if r["overall"] is not None and r["id"] != BASELINE_ID]
 
     @cached_property
-    def failed(self) -> list[EntrySummary]:
+    def unscored(self) -> list[EntrySummary]:
+        """Failed or screened out."""
         return [e for e in self.entries.values() if e.score is None]
+
+    @cached_property
+    def failed(self) -> list[EntrySummary]:
+        return [e for e in self.unscored if e.screened is None]
 
     @property
     def winner(self) -> EntrySummary | None:
@@ -140,7 +146,7 @@ def _compared_with(entries: dict[str, EntrySummary], ids: Iterable[str]) -> list
 
 def _examples(entries: dict[str, EntrySummary]) -> list[str]:
     """The newest entry of each cause of failure."""
-    newest = {e.cause: e.id for e in entries.values() if e.outcome is not Outcome.SUCCEEDED}
+    newest = {e.cause: e.id for e in entries.values() if e.outcome is Outcome.CANDIDATE_ERROR}
     return list(newest.values())[:EXAMPLES]
 
 

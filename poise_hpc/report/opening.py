@@ -28,6 +28,7 @@ def state(f: Findings) -> str:
     if f.status is None:
         return "Its state could not be read."
     b = f.status["budget"]
+    screened = f"; screened out: {b['screened_out']:,}" if b["screened_out"] else ""
     if f.status["done"]:
         words = "Finished." if b["proposed"] >= b["candidates"] else "Ended early."
     elif f.status["held"]:
@@ -37,7 +38,7 @@ def state(f: Findings) -> str:
     else:
         words = "In progress." if f.status["driver"] else "Not finished, and nobody drives it now."
     return (f"{words} {b['proposed']:,} of {b['candidates']:,} candidates proposed; archived, with the baseline: {len(f.entries):,}; "
-            f"failed: {len(f.failed):,}.")
+            f"failed: {len(f.failed):,}{screened}.")
 
 
 def _problems(f: Findings) -> Html | None:
@@ -61,7 +62,7 @@ def result(f: Findings) -> Html:
              h("p", _scale(f, best), class_="under"))
     found = [(d, now) for d in f.of("confirm", best.id) if (now := itself(d)) and now.score and now.score.delta is not None]
     second = h("div", h("p", "The same, confirmed", class_="kicker"), *(_confirmed(f, d, now) for d, now in found)) if found else None
-    return h("div", h("div", main, second, class_="pair"), h("p", luck(f, best)), h("p", _standing(f, best, bool(found))), class_="result")
+    return h("div", h("div", main, second, class_="pair"), h("p", luck(f, best)), h("p", _standing(best, bool(found))), class_="result")
 
 
 def _scale(f: Findings, best: EntrySummary) -> str:
@@ -87,9 +88,10 @@ def _nothing_yet(f: Findings) -> str:
         return "Nothing is archived yet: there is no result."
     if f.baseline and f.baseline.score is None:
         return f"The baseline failed ({cut(f.baseline.cause, 60)}): there is nothing to compare candidates with."
-    if f.failed and len(f.failed) == len([e for e in f.entries if e != BASELINE_ID]):
-        return f"No candidate got a score: all {len(f.failed)} failed. See how under Outcomes."
-    return "Only the baseline is archived: there is no result yet." if not f.failed else "No candidate got a score yet."
+    if not f.unscored:
+        return "Only the baseline is archived: there is no result yet."
+    screened = len(f.unscored) - len(f.failed)
+    return f"No candidate got a score: {len(f.failed)} failed" + (f", {screened} were screened out" if screened else "") + ". See how under Outcomes."
 
 
 def luck(f: Findings, best: EntrySummary) -> str:
@@ -112,7 +114,7 @@ def luck(f: Findings, best: EntrySummary) -> str:
             ("Luck of that size explains it." if s.delta <= lead else "Luck of that size explains only a part, if the noise is as it was estimated."))
 
 
-def _standing(f: Findings, best: EntrySummary, done: bool) -> Html:
+def _standing(best: EntrySummary, done: bool) -> Html:
     if done:
         return join(["What counts is the confirmation: ", h("a", "selected against confirmed", href="#confirmed"), "."])
     return join(["It was not confirmed: ", h("code", f"poise-hpc confirm CAMPAIGN {best.id}"), " trains it and the baseline on fresh seeds, and "

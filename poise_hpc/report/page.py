@@ -56,7 +56,7 @@ def page(f: Findings, made: str) -> str:
     """The same findings at the same time give the same page."""
     links = [h("li", h("a", words, href=f"#{name}")) for name, (words, _) in CONTENTS.items()]
     footer = h("footer", note(f"Made {made} by poise-hpc {__version__}."))
-    template = (resources.files(__package__) / "page.html").read_text()
+    template = (resources.files(__package__) / "page.html").read_text(encoding="utf-8")
     return Template(template).substitute(
         title=text(cut(f"{f.campaign.root.name}: search report", 120)), policy=text(policy(template)),
         contents=h("nav", h("ul", links), aria_label="Contents"), body=join([opening(f), [make(f) for _, make in CONTENTS.values()], footer]))

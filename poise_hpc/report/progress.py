@@ -22,7 +22,7 @@ def progress(f: Findings) -> Html:
     y = svg.Scale(*_range(f), BOTTOM, TOP)
     lines, labels = _lines(f, x, y, last)
     strip = BOTTOM + 18
-    lost = [(x(candidate_number(e.id)), strip, e) for e in f.failed]
+    lost = [(x(candidate_number(e.id)), strip, e) for e in f.unscored]
     few = len(f.entries) <= 4 * INTERVALS
     crosses = [svg.cross(px, py, "failed", tip(e)) for px, py, e in lost] if few else [svg.cloud([(px, py) for px, py, _ in lost], "failed")]
     height = strip + (30 if lost else 0) + 34
@@ -30,7 +30,7 @@ def progress(f: Findings) -> Html:
         height, f"Overall of {len(f.scored)} candidates by number, with the best so far", svg.legend(LEFT, 18, shades_key(f)),
         svg.axis_y(y, LEFT, RIGHT), svg.axis_x(x, TOP, strip + 8 if lost else BOTTOM, "candidate, in the order of proposal"),
         svg.label(14, (TOP + BOTTOM) / 2, "Overall, points", "axis", "middle", transform=f"rotate(-90 14 {(TOP + BOTTOM) / 2:.0f})"),
-        svg.label(RIGHT + 14, strip + 4, f"failed ({len(lost):,})", "key") if lost else None,
+        svg.label(RIGHT + 14, strip + 4, f"no score ({len(lost):,})", "key") if lost else None,
         *([lines, crosses, _marks(f, x, y, few)] if few else [crosses, _marks(f, x, y, few), lines]), labels,  # clouds would hide the lines
         name="progress", caption=[_intervals(f), _luck_words(f), " ", shades_note(f)]))
 

@@ -10,7 +10,7 @@ from ..types import BASELINE_ID, EntrySummary, candidate_number
 from . import svg
 from .gather import Findings, ancestors
 from .markup import Html, cut, h, join
-from .words import diamond, points, section, shade, shades_key, shades_note, tip
+from .words import diamond, points, section, shade, shades_key, shades_note, tip, unscored
 
 ROWS = 150
 ROW, TOP, LEFT, INDENT, ROOM = 21, 58, 16, 22, 360
@@ -31,18 +31,18 @@ def genealogy(f: Findings) -> Html:
     left = len(f.entries) - len(shown)
     return section("genealogy", title, svg.figure(
         TOP + ROW * len(ordered) + 8, f"Tree of {len(ordered)} candidates by parent",
-        svg.legend(8, 18, [*shades_key(f), ("failed", svg.cross(0, 0, "failed"))]),
+        svg.legend(8, 18, [*shades_key(f), ("no score", svg.cross(0, 0, "failed"))]),
         svg.label(names, 44, "candidate", "key"), svg.label(770, 44, "Overall", "key", "end"),
         svg.label(svg.WIDTH - 8, 44, f"against {cut(f.label, 14)}", "key", "end"),
         [_link(at[p], at[e.id], e.id in f.line) for e, p in links], [_row(f, e, at[e.id], names) for e, _ in ordered], name="genealogy", caption=[
             "A child stands under its first parent, to the right of it; + names further parents. " if any(len(e.parents) > 1 for e in shown) else
             "A child stands under its parent, to the right of it. ",
             f"Bold: the line of {f.winner.id}, the best candidate. " if f.winner else "", shades_note(f),
-            f" {left:,} candidates are left out: shown are the best, their ancestors, and the failures nearest to them." if left else ""]))
+            f" {left:,} candidates are left out: shown are the best, their ancestors, and those without a score nearest to them." if left else ""]))
 
 
 def chosen(f: Findings) -> list[EntrySummary]:
-    """All, or ROWS: the winner's line, then the best with their ancestors, then failed children of those."""
+    """All, or ROWS: the winner's line, then the best with their ancestors, then children of those without a score."""
     if len(f.entries) <= ROWS:
         return list(f.entries.values())
     keep = dict.fromkeys(f.line[:ROWS // 2])
@@ -53,7 +53,7 @@ def chosen(f: Findings) -> list[EntrySummary]:
         keep |= dict.fromkeys(more)
     if BASELINE_ID in f.entries:
         keep[BASELINE_ID] = None
-    children = [e.id for e in f.failed if e.id not in keep and e.parents and e.parents[0] in keep]
+    children = [e.id for e in f.unscored if e.id not in keep and e.parents and e.parents[0] in keep]
     return [f.entries[id] for id in [*keep, *children[:max(ROWS - len(keep), 0)]]]
 
 
@@ -90,7 +90,7 @@ def _row(f: Findings, e: EntrySummary, at: svg.Point, names: float) -> Html:
     others = f"  + {', '.join(p for p in e.parents if p != _under(e, f.entries))}" if len(e.parents) > 1 else ""
     name = [h("tspan", e.id, class_="id"), "  ", cut(e.name, max(14, int((680 - names) / 6.8) - 8 - len(others))), h("tspan", others, class_="tick")]
     words = svg.label(names, y + 4, join(name), "bold" if f.winner and e.id == f.winner.id else "")
-    score = [svg.label(svg.WIDTH - 8, y + 4, cut(f"failed: {e.cause}", 34), "tick", "end")] if e.score is None else [
+    score = [svg.label(svg.WIDTH - 8, y + 4, cut(unscored(e), 34), "tick", "end")] if e.score is None else [
         svg.label(770, y + 4, points(e.score.overall), "figure", "end"),
         svg.label(svg.WIDTH - 8, y + 4, "baseline" if e.id == BASELINE_ID else points(e.score.delta, e.score.delta_ci, sign=True), "figure", "end")]
     return h("g", svg.segment(x + 8, y, names - 6, y, "leader"), node, h("a", words, href=f"#{e.id}") if e.id in f.detailed else words, score)

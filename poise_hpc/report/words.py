@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from math import sqrt
 from typing import Any
 
-from .. import views, wording
+from .. import screening, views, wording
 from ..types import BASELINE_ID, EntrySummary
 from ..wording import count as count
 from ..wording import duration as duration
@@ -88,7 +88,7 @@ def tip(entry: EntrySummary) -> str:
     """What a mark says when the pointer rests on it."""
     s = entry.score
     if s is None:
-        return f"{entry.id} {cut(entry.name, 60)}: failed, {entry.cause}"
+        return f"{entry.id} {cut(entry.name, 60)}: {unscored(entry)}"
     against = f", {points(s.delta, s.delta_ci, sign=True)} against {BASELINE_ID}" if s.delta is not None else ""
     return f"{entry.id} {cut(entry.name, 60)}: {points(s.overall, s.ci)}{against}"
 
@@ -96,9 +96,20 @@ def tip(entry: EntrySummary) -> str:
 def verdict(row: dict[str, Any]) -> str:
     if row["id"] == BASELINE_ID:
         return "baseline"
+    if row["screened"]:
+        return _screened(row["screened"]["at"])
     if row["overall"] is None:
         return f"failed: {row['cause']}"
     return wording.verdict(row["id"], row["delta"], row["delta_ci"], row["verdict"]) or "–"
+
+
+def unscored(entry: EntrySummary) -> str:
+    """Why it has no score."""
+    return _screened(entry.screened.at) if entry.screened else f"failed: {entry.cause}"
+
+
+def _screened(at: str) -> str:
+    return f"screened out at {screening.percent(at)}"
 
 
 def section(name: str, title: str, *content: Any) -> Html:

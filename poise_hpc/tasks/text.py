@@ -135,7 +135,7 @@ class TextTask:
 def read_template(name: str) -> str:
     path = Path(name) if "/" in name else TEMPLATES / f"{name}.txt"
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except OSError:
         known = sorted(p.stem for p in TEMPLATES.glob("*.txt"))
         raise UsageError(f"task.options.template: there is no template {name!r}" + did_you_mean(name, known) + " (or the path of a file)") from None

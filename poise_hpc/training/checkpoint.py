@@ -85,7 +85,7 @@ def examine(folder: Path, recipe: dict[str, Any]) -> tuple[Progress | None, str]
         for name, sha256 in manifest.items():
             if not (folder / name).is_file() or file_sha256(folder / name) != sha256:
                 return None, f"{name} is missing or damaged"
-        progress = Progress(**json.loads((folder / "trainer.json").read_text()))
+        progress = Progress(**json.loads((folder / "trainer.json").read_bytes()))
     except (files.CorruptFile, OSError, ValueError, TypeError, AttributeError) as error:
         return None, f"unreadable ({error})"
     differs = sorted(k for k in {*recipe, *progress.recipe} - {"ranks"} if recipe.get(k) != progress.recipe.get(k))
@@ -93,7 +93,7 @@ def examine(folder: Path, recipe: dict[str, Any]) -> tuple[Progress | None, str]
         return None, f"made with another {', '.join(differs)}"
     snapshots = folder.parent.parent / "snapshots"
     for name, sha256 in progress.snapshots.items():
-        if not (snapshots / name).is_dir() or weights_sha256(snapshots / name) != sha256:
+        if not any((snapshots / name).glob("*.safetensors")) or weights_sha256(snapshots / name) != sha256:
             return None, f"its snapshot {name} is missing or damaged"
     return progress, ""
 

@@ -45,6 +45,7 @@ def run_steps(trainer: Any, job: dict[str, Any], attempt_dir: Path) -> dict[str,
     done = checkpoint.resume(attempt_dir, [Path(p) for p in job["resume"]], recipe, trainer.engine, ranks)
     trainer.state = done.state if done.steps else trainer.state
     rows, snapshots, first = list(done.rows), dict(done.snapshots), ranks.rank == 0
+    evaluates = "purpose" in job  # afterwards, this job: who is stopped in that must not train again
     if first:  # rows of steps that a killed process finished after its last checkpoint are made again
         files.write_atomic(attempt_dir / "curves.jsonl", "".join(files.dumps(row) + "\n" for row in rows))
 
@@ -63,11 +64,12 @@ def run_steps(trainer: Any, job: dict[str, Any], attempt_dir: Path) -> dict[str,
             name, sha256 = ranks.gather(saved)[0]
             snapshots[name] = sha256
         stop = ranks.any(worker.stop_requested())
-        if finished < total and (stop or finished == end or finished % config.train.checkpoint_every == 0):
+        due = stop or finished == end or finished % config.train.checkpoint_every == 0
+        if due and (finished < total or evaluates):
             checkpoint.save(attempt_dir, checkpoint.Progress(finished, recipe, trainer.state, rows, snapshots), trainer.engine, ranks)
         if finished < end and stop:
             raise worker.Stopped(f"after step {finished} of {end}")
-    if first and end == total:
+    if first and end == total and not evaluates:
         shutil.rmtree(attempt_dir / "checkpoints", ignore_errors=True)  # the last snapshot is the result
     names = {at: f"step-{steps:06d}" for at, steps in points.items() if steps <= end}
     return {"steps": end, "snapshots": {at: f"snapshots/{name}" for at, name in names.items()},
