@@ -18,6 +18,7 @@ from .agent.base import Author, Proposer
 from .archive import ArchiveView
 from .campaign import Attempt, Campaign, Candidate
 from .cluster.base import Cluster
+from .jobs import STOP
 from .lifecycle import AFTER_REVIEW, RESTING, THINKING, next_stage
 from .proposing import Proposing
 from .scheduler import Gone, Submitted
@@ -377,7 +378,10 @@ class Controller:
 
 
 def _gone(attempt: Attempt) -> Gone:
-    """An intent that no job claimed, of a controller that died while submitting, is nobody's failure."""
+    """An intent that no job claimed, of a controller that died while submitting, is nobody's failure; nor is a job that was told to
+    stop before it could listen."""
+    if (attempt.folder / STOP).exists():
+        return Gone(Outcome.PREEMPTED, "cancelled", "it was told to stop, and ended without a result")
     if attempt.submitted is None:
         return Gone(Outcome.PREEMPTED, "never-submitted", "it was announced and never reached the scheduler")
     return Gone(Outcome.INFRA_ERROR, "vanished", f"job {attempt.submitted['job_id']} is gone and left no result")
