@@ -105,7 +105,7 @@ def test_ctrl_c_in_the_terminal_is_the_controllers_alone(tmp_path):
     driven = controller(new(tmp_path / "c", "works_until_stopped").root)
     driven.step()
     attempt = prepare(driven, 1)
-    supervisor(attempt)
+    until((attempt / "progress.json").exists, "no progress")
     (launcher,) = driven.cluster._children
     launcher.send_signal(signal.SIGINT)
     assert orders.tell(driven, [attempt for _, attempt in driven.in_flight()]) == 1
