@@ -110,7 +110,7 @@ class Controller:
                 self.note_end(candidate, attempt)
                 moved = True
         now = self.clock()
-        if missing and now - self._asked_scheduler >= self.cluster.poll_s:
+        if missing and not 0 <= now - self._asked_scheduler < self.cluster.poll_s:  # below 0: the clock was set back
             self._asked_scheduler = now
             moved |= self.notice_lost(missing)
         return moved
@@ -355,7 +355,7 @@ class Controller:
         failed, jobs = self.infra_errors(candidate, unit), self.campaign.config.jobs
         # The first repeat is at once. What fails again needs time: a node that is down, a file system that is away.
         patience_s = jobs.retry_wait_s * 2 ** (failed - 2) if failed > 1 else 0.0
-        return failed <= jobs.infra_retries and self.clock() - self._ended.get(attempts[-1].folder, 0.0) >= patience_s
+        return failed <= jobs.infra_retries and not 0 <= self.clock() - self._ended.get(attempts[-1].folder, 0.0) < patience_s
 
     def submit_batch(self, batch: list[tuple[Candidate, str]]) -> None:
         attempts = jobspec.announce(self.campaign, self.home, batch)

@@ -117,14 +117,14 @@ def package(campaign: Campaign, folder: Path, parent: str | None) -> Path:
                          + "\nnothing was added; docs/ALGORITHMS.md says what a package may hold")
     target = campaign.root / "inbox" / f"{time.time_ns()}-{folder.resolve().name}"
     temporary = target.with_name(f".{target.name}.tmp")
-    temporary.mkdir()
-    for name, text in draft.files.items():
-        files.write_atomic(temporary / name, text)
-    parents = [parent] if parent else list(draft.proposal.parents)
-    files.write_json(temporary / "proposal.json", draft.proposal.to_json() | {"parents": parents})
+    with files.naming(target.parent):
+        temporary.mkdir()
     try:
+        for name, text in draft.files.items():
+            files.write_atomic(temporary / name, text)
+        parents = [parent] if parent else list(draft.proposal.parents)
+        files.write_json(temporary / "proposal.json", draft.proposal.to_json() | {"parents": parents})
         os.rename(temporary, target)
-    except OSError:
-        shutil.rmtree(temporary)
-        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return target

@@ -17,6 +17,7 @@ from helpers_campaign import campaign
 from helpers_drive import drive, failing, write_package
 
 from poise_hpc import cli, files
+from poise_hpc.algorithms.seeds import source
 from poise_hpc.campaign import Campaign
 from poise_hpc.cluster.inline import InlineCluster
 from poise_hpc.lock import LOCK, LOCK_STALE_S
@@ -382,6 +383,9 @@ def test_a_record_that_rots_behind_the_index_comes_back_as_verify_says(finished,
     whole = record.read_bytes()
     record.write_bytes(whole[:-9])
     run("archive", "verify", root, code=1)
+    (root / "index.h5").rename(root / "index")  # without it, the damage is found at once, and said wherever an entry is missing
+    assert f"problem: c0001: {record} is damaged" in run("leaderboard", root).output
+    (root / "index").rename(root / "index.h5")
     record.unlink()
     drive(root)
     assert record.read_bytes() == whole
@@ -408,6 +412,10 @@ def test_a_full_disk_stops_with_its_name_and_loses_nothing(small_disk, tmp_path)
     result = run("step", root, code=1)
     assert re.fullmatch(rf"error: No space left on device: {small_disk}\S+ cannot be written. Make room there and give the same command again: "
                         "nothing is lost\n", result.stderr), result.stderr
+    (package := tmp_path / "package").mkdir()
+    (package / "algorithm.py").write_text(source("rloo"))
+    assert "No space left on device" in run("add", root, package, code=1).stderr
+    assert list((root / "inbox").iterdir()) == []
     subprocess.run(["mount", "-o", "remount,size=8m", small_disk], check=True)
     drive(root)
     assert len(json.loads(run("leaderboard", root, "--json").stdout)["rows"]) == 3
@@ -431,4 +439,6 @@ def test_a_read_only_campaign_can_be_looked_at(finished, tmp_path):
     assert subprocess.run([*command, "status", str(place), "--json"], capture_output=True).returncode == 0
     done = subprocess.run([*command, "run", str(place)], capture_output=True, text=True)
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "error: Read-only file system" in done.stderr and "Make that place writable and give the same command again" in done.stderr
+    assert f"error: Read-only file system: {place / LOCK} cannot be written. Make that place writable and give the same command again" in done.stderr
+    done = subprocess.run([*command, "archive", "rebuild", str(place)], capture_output=True, text=True)
+    assert done.returncode == 1 and f"Read-only file system: {place / 'index.h5'} cannot be written" in done.stderr and done.stdout == ""
