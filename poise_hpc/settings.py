@@ -30,12 +30,14 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path in seen:
         raise UsageError(f"{path}: 'base' leads back to itself")
     try:
-        data = strict_yaml.load(path.read_text())
+        data = strict_yaml.load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file" + (f"; {seen[-1]} names it as its 'base'" if seen else "")) from None
     except IsADirectoryError:
         raise UsageError(f"{path} is a folder; a YAML file was wanted") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: cannot be read as UTF-8: {error}. Save it in that encoding") from None
+    except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error})") from None
     except yaml.YAMLError as error:
         raise UsageError(f"{path}: not valid YAML: {error}") from None

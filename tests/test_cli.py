@@ -182,6 +182,11 @@ BAD = [
     ("train: {stepz: 3}", "unknown key 'train.stepz'; did you mean 'train.steps'?"),
     ("trian: {steps: 3}", "unknown key 'trian'; did you mean 'train'?"),
     ("train: {steps: many}", "'train.steps': input should be a valid integer, got 'many'"),
+    ("train: {learning_rate: 3e-4}", "'train.learning_rate': input should be a valid number, got '3e-4': in YAML that is a text, write 0.0003"),
+    ("train: {learning_rate: 1e-7}", "in YAML that is a text, write 1.0e-07"),
+    ("train: {learning_rate: much}", "input should be a valid number, got 'much'\n"),
+    ("train: null", "'train': a mapping of settings was wanted, got None"),
+    ("[" * 20000, "nested too deeply"),
     ("train: {steps: 0}", "'train.steps': input should be greater than or equal to 1, got 0"),
     ("rollout: {group_size: 1}", "'rollout.group_size': input should be greater than or equal to 2, got 1"),
     ("search: {train_seeds: [0, 0]}", "all distinct"),
@@ -230,7 +235,7 @@ def test_wrong_calls_are_exit_code_2(finished, arguments):
     (["run", "{c}", "--config", "{d}/no.yaml"], "File '{d}/no.yaml' does not exist"),
     (["run", "{c}", "--site", "{d}/no.yaml"], "File '{d}/no.yaml' does not exist"),
     (["run", "{c}", "--site", "{d}"], "File '{d}' is a directory"),
-    (["run", "{c}", "--config", "{d}/binary"], "{d}/binary: cannot be read"),
+    (["run", "{c}", "--config", "{d}/binary"], "{d}/binary: cannot be read as UTF-8"),
     (["status", "{d}/binary"], "Directory '{d}/binary' is a file"),
     (["status", "{d}"], "{d} is no campaign: it has no campaign.json. `poise-hpc run '{d}'` creates one"),
     (["check", "{d}/binary"], "{d}/binary is no algorithm package: a folder with algorithm.py was wanted, or one .py file"),
@@ -389,6 +394,15 @@ def test_a_record_that_rots_behind_the_index_comes_back_as_verify_says(finished,
     record.unlink()
     drive(root)
     assert record.read_bytes() == whole
+
+
+def test_a_locale_of_another_encoding_changes_nothing(finished):
+    """As on old clusters, whose LANG is en_US or POSIX. The page has letters that ASCII lacks."""
+    old = {k: v for k, v in os.environ.items() if not k.startswith(("LC_", "LANG"))} | {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run([sys.executable, "-m", "poise_hpc.cli", "report", str(finished)], env=old, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    page = (finished / "report" / "report.html").read_bytes()
+    assert not page.isascii() and page.decode("utf-8")
 
 
 # --- disks
