@@ -16,6 +16,7 @@ import json
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -188,8 +189,7 @@ class ArchiveView:
                 view.problems[id] = str(error)
         view.entries = sorted(indexed + read_now, key=lambda row: candidate_number(row.id))
         view._unindexed = len(read_now)
-        if view._unindexed >= INDEX_LAG:
-            view.write_index()
+        view._refresh_index()
         return view
 
     def add(self, entry: Entry) -> EntrySummary:
@@ -199,20 +199,22 @@ class ArchiveView:
             bisect.insort(self.entries, row, key=lambda e: candidate_number(e.id))
             self._unindexed += 1
         self.problems.pop(row.id, None)
-        if self._unindexed >= INDEX_LAG:
-            self.write_index()
+        self._refresh_index()
         return row
 
     def write_index(self) -> None:
-        """Replace index.h5. A reader without write permission, or a full disk, goes without: it is disposable."""
+        """Replace index.h5."""
         datasets = {"summaries": hdf5.text("\n".join(self._lines[row.id] for row in self.entries)),
                     "table": np.array([_row(e) for e in self.entries], INDEX_ROW)}
-        try:
-            # Plain: to compress 10,000 rows takes 0.1 s, again and again, for a file that anybody may delete.
-            files.write_atomic(self.campaign / "index.h5", hdf5.pack(datasets, "index", hdf5.digest_of(datasets), compress=False), sync=False)
-        except OSError:
-            return
+        # Plain: to compress 10,000 rows takes 0.1 s, again and again, for a file that anybody may delete.
+        files.write_atomic(self.campaign / "index.h5", hdf5.pack(datasets, "index", hdf5.digest_of(datasets), compress=False), sync=False)
         self._unindexed = 0
+
+    def _refresh_index(self) -> None:
+        """A reader without write permission, or a full disk, goes without: it is disposable."""
+        with suppress(OSError):
+            if self._unindexed >= INDEX_LAG:
+                self.write_index()
 
     def _remember(self, row: EntrySummary) -> EntrySummary:
         """The row as a later load will give it, down to the order of its dicts: who decides by it decides the same."""

@@ -121,9 +121,10 @@ class Campaign:
             fill(temporary)
             os.rename(temporary, root)
         except OSError as error:
+            cure = "Make room there" if files.full(error) else f"Give another path, or make {root.parent} a folder that can be written"
+            raise PoiseError(f"cannot create the campaign folder {root}: {error.strerror or error}. {cure}") from None
+        finally:
             shutil.rmtree(temporary, ignore_errors=True)
-            raise PoiseError(f"cannot create the campaign folder {root}: {error.strerror or error}. Give another path, or make "
-                             f"{root.parent} writable") from None
         return cls(root, config, data)
 
     @classmethod

@@ -18,6 +18,7 @@ from .agent.base import Author, Proposer
 from .archive import ArchiveView
 from .campaign import Attempt, Campaign, Candidate
 from .cluster.base import Cluster
+from .jobs import STOP
 from .lifecycle import AFTER_REVIEW, RESTING, THINKING, next_stage
 from .proposing import Proposing
 from .scheduler import Gone, Submitted
@@ -109,7 +110,7 @@ class Controller:
                 self.note_end(candidate, attempt)
                 moved = True
         now = self.clock()
-        if missing and now - self._asked_scheduler >= self.cluster.poll_s:
+        if missing and not 0 <= now - self._asked_scheduler < self.cluster.poll_s:  # below 0: the clock was set back
             self._asked_scheduler = now
             moved |= self.notice_lost(missing)
         return moved
@@ -354,7 +355,7 @@ class Controller:
         failed, jobs = self.infra_errors(candidate, unit), self.campaign.config.jobs
         # The first repeat is at once. What fails again needs time: a node that is down, a file system that is away.
         patience_s = jobs.retry_wait_s * 2 ** (failed - 2) if failed > 1 else 0.0
-        return failed <= jobs.infra_retries and self.clock() - self._ended.get(attempts[-1].folder, 0.0) >= patience_s
+        return failed <= jobs.infra_retries and not 0 <= self.clock() - self._ended.get(attempts[-1].folder, 0.0) < patience_s
 
     def submit_batch(self, batch: list[tuple[Candidate, str]]) -> None:
         attempts = jobspec.announce(self.campaign, self.home, batch)
@@ -377,7 +378,10 @@ class Controller:
 
 
 def _gone(attempt: Attempt) -> Gone:
-    """An intent that no job claimed, of a controller that died while submitting, is nobody's failure."""
+    """An intent that no job claimed, of a controller that died while submitting, is nobody's failure; nor is a job that was told to
+    stop before it could listen."""
+    if (attempt.folder / STOP).exists():
+        return Gone(Outcome.PREEMPTED, "cancelled", "it was told to stop, and ended without a result")
     if attempt.submitted is None:
         return Gone(Outcome.PREEMPTED, "never-submitted", "it was announced and never reached the scheduler")
     return Gone(Outcome.INFRA_ERROR, "vanished", f"job {attempt.submitted['job_id']} is gone and left no result")

@@ -12,7 +12,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,18 +45,30 @@ def full(error: BaseException) -> bool:
 
 def write_atomic(path: Path, data: bytes | str, *, sync: bool = True) -> None:
     """Write a whole file or none. `sync=False` skips fsync: safe against a killed process, not a power cut."""
-    raw = data.encode() if isinstance(data, str) else data
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}.tmp")
+    temporary = _beside(path)
     try:
-        with naming(path), open(temporary, "wb") as f:
-            f.write(raw)
-            if sync:
-                f.flush()
-                os.fsync(f.fileno())
+        _write(temporary, path, data, sync)
         os.replace(temporary, path)
     except BaseException:  # a full disk or Ctrl-C: nothing is left behind, and nothing is swallowed
-        temporary.unlink(missing_ok=True)
+        _forget(temporary)
         raise
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}.tmp")
+
+
+def _write(temporary: Path, path: Path, data: bytes | str, sync: bool) -> None:
+    with naming(path), open(temporary, "wb") as f:
+        f.write(data.encode() if isinstance(data, str) else data)
+        if sync:
+            f.flush()
+            os.fsync(f.fileno())
+
+
+def _forget(temporary: Path) -> None:
+    with suppress(OSError):  # a read-only disk refuses this, too, and has refused the file
+        temporary.unlink()
 
 
 def dumps(data: Any) -> str:
@@ -95,15 +107,15 @@ def read_listed(folder: Path, manifest: Mapping[str, str], cure: str) -> dict[st
 
 def create_exclusive(path: Path, data: Any) -> bool:
     """Create `path` with `data` if nobody has; False if it exists. The file is whole as soon as it is visible."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}.tmp")
-    write_atomic(temporary, dumps(data) + "\n")
+    temporary = _beside(path)
     try:
+        _write(temporary, path, dumps(data) + "\n", sync=True)
         os.link(temporary, path)
         return True
     except FileExistsError:
         return False
     finally:
-        temporary.unlink(missing_ok=True)
+        _forget(temporary)
 
 
 def append_line(path: Path, data: Any, *, sync: bool = False) -> None:

@@ -41,7 +41,7 @@ def environment(source: Mapping[str, str], attempt: Path, extra: Mapping[str, st
     env |= {name: str(cache / folder) for name, folder in CACHES.items()}
     env |= {"HOME": str(scratch), "TMPDIR": str(scratch),
             "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
-            "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "PYTHONHASHSEED": "0"}
+            "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "PYTHONHASHSEED": "0", "PYTHONUTF8": "1"}
     return env | dict(extra)
 
 

@@ -21,12 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import files, isolation
+from . import files, inside, isolation
 from .types import Outcome
 
 POLL_S = 0.2
 LAST_WORDS_S = 20.0  # that the other ranks have for their outcomes when one has failed: their supervisors end them after 10
 GRACE_S = 60.0     # between a stop signal and the kill, without a site: one training step and a checkpoint must fit
+SAVE = ("prepare", "train", "evaluate")  # kinds of jobs that go on from what they had done
 STOP = "stop.json"  # in an attempt's folder: a person wants its job to save and end
 FILE_GB = 64.0
 BEAT, STALE_CACHE_S = ".poise-beat", 24 * 3600.0  # a job's caches on a node, and how long they may go without its heartbeat
@@ -138,10 +139,12 @@ class Supervisor:
         self.started = time.monotonic()  # durations by this node's own count: clocks are set, and differ between nodes and file server
         self.progress_seen, self.progress_at = 0, self.started  # modification time of progress.json, and when it last changed
         self.stop_signal_at: float | None = None
-        self.grace_s = float(os.environ.get("POISE_JOB_GRACE_S", GRACE_S))  # the site's warning time, less what Slurm needs
+        # The site's warning time, less what Slurm needs. A check has nothing to save, and may hang in candidate code.
+        self.grace_s = float(os.environ.get("POISE_JOB_GRACE_S", GRACE_S)) if job.get("kind") in SAVE else 0.0
         self.fenced = False
         # The node's caches of this job; its first rank there looks after them.
         self.cache = os.environ.get("POISE_JOB_CACHE", "") if me.local_rank == 0 else ""
+        self.inside = inside.byte()
 
     def run(self) -> str:
         for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -171,11 +174,12 @@ class Supervisor:
 
         env = isolation.environment(os.environ, self.attempt, self._rendezvous() | {
             "OMP_NUM_THREADS": str(self.job["threads"]), "POISE_JOB_NETWORK": walls["network"],
-            "POISE_JOB_RESTART": str(self.me.restart), **self.job.get("environment", {})})
+            "POISE_JOB_RESTART": str(self.me.restart), inside.VARIABLE: str(self.inside), **self.job.get("environment", {})})
         with open(self.attempt / (f"log-{self.me.rank}.out" if self.me.rank else "log.out"), "ab") as log:
             worker = subprocess.Popen(
                 [*prefix, sys.executable, "-X", "faulthandler", "-m", "poise_hpc.worker", str(self.attempt)], env=env,
-                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, preexec_fn=before_exec, start_new_session=True)
+                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, preexec_fn=before_exec, start_new_session=True,
+                pass_fds=(self.inside,))
             ended = self._watch(worker)
         if self.cache:
             remove_caches(self.cache)
@@ -299,7 +303,7 @@ class Supervisor:
         if outcomes and not ended:
             return outcomes[0]
         if ended:
-            where = self._candidate_frames()
+            where = self._candidate_place()
             seconds = self.limits["seconds" if ended == "time-limit" else "silent_s"]
             if where:
                 return _end(Outcome.CANDIDATE_ERROR, "hang", f"no end after {seconds:g} s; it was in\n{where}")
@@ -311,12 +315,18 @@ class Supervisor:
         return self._classify_alone(code)
 
     def _classify_alone(self, code: int) -> dict[str, Any]:
-        """A worker that ended without saying why. A fatal signal, or an exit, inside candidate code has left its stack."""
+        """A worker that ended without saying why. A fatal signal, or an exit, inside candidate code is the candidate's."""
         cause = f"signal {-code}" if code < 0 else f"exit code {code}"
-        if (code in FATAL or code >= 0) and (where := self._candidate_frames()):
+        if (code in FATAL or code >= 0) and (where := self._candidate_place()):
             return _end(Outcome.CANDIDATE_ERROR, "crashed" if code < 0 else "exited", f"the process ended with {cause}; it was in\n{where}")
         return _end(Outcome.INFRA_ERROR, "worker-died", f"the worker ended with {cause} and left no outcome; "
                     + ("out of memory or killed from outside" if code == -9 else "see log.out"))
+
+    def _candidate_place(self) -> str:
+        """Where in candidate code the worker was, as far as can be said; "" if it was not."""
+        if frames := self._candidate_frames():
+            return frames
+        return "a call into it, in code that is not Python's: there is no stack" if inside.was(self.inside) else ""
 
     def _candidate_frames(self) -> str:
         """Stack frames inside the candidate's package, of the dump that SIGUSR2, a fatal signal or `os._exit` made."""

@@ -4,11 +4,12 @@ campaign carries it out at its next step, so that a running controller and a com
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import files, guidance
-from .campaign import Campaign, Candidate
+from .campaign import Attempt, Campaign, Candidate
 from .cluster.slurm import SchedulerAway
 from .jobs import STOP
 from .lifecycle import RESTING
@@ -75,17 +76,22 @@ def carry_out(controller: Controller, order: dict[str, Any], name: str) -> None:
 def stop(controller: Controller, candidate: Candidate) -> None:
     """Its jobs save and end; the candidate waits for `retry`. The jobs learn it from their folders, whatever the scheduler does; that
     is told so that they hear of it at once, and that what waits leaves the queue."""
-    running = [a for a in candidate.attempts if a.result is None]
-    for attempt in running:
-        files.create_exclusive(attempt.folder / STOP, {"time": controller.clock()})
     try:
-        controller.cluster.cancel([controller.submitted(a) for a in running])
+        tell(controller, [a for a in candidate.attempts if a.result is None])
     except SchedulerAway as away:
         controller.event(candidate.id, "scheduler away", f"{away}; jobs end as soon as they look into their folders")
     if candidate.stage not in RESTING:
         candidate.held_from, candidate.stage = candidate.stage, Stage.HELD
         candidate.cause, candidate.message = "by-a-person", f"held by a person; `poise-hpc retry {controller.campaign.word}` goes on"
         candidate.save()
+
+
+def tell(controller: Controller, running: list[Attempt]) -> int:
+    """Jobs are to save and end; how many could be told so at once."""
+    for attempt in running:
+        with suppress(OSError):  # a full disk: those that run hear of it all the same
+            files.create_exclusive(attempt.folder / STOP, {"time": controller.clock()})
+    return controller.cluster.cancel([controller.submitted(a) for a in running]) or 0
 
 
 def retry(candidate: Candidate) -> None:
@@ -111,14 +117,14 @@ def package(campaign: Campaign, folder: Path, parent: str | None) -> Path:
                          + "\nnothing was added; docs/ALGORITHMS.md says what a package may hold")
     target = campaign.root / "inbox" / f"{time.time_ns()}-{folder.resolve().name}"
     temporary = target.with_name(f".{target.name}.tmp")
-    temporary.mkdir()
-    for name, text in draft.files.items():
-        files.write_atomic(temporary / name, text)
-    parents = [parent] if parent else list(draft.proposal.parents)
-    files.write_json(temporary / "proposal.json", draft.proposal.to_json() | {"parents": parents})
+    with files.naming(target.parent):
+        temporary.mkdir()
     try:
+        for name, text in draft.files.items():
+            files.write_atomic(temporary / name, text)
+        parents = [parent] if parent else list(draft.proposal.parents)
+        files.write_json(temporary / "proposal.json", draft.proposal.to_json() | {"parents": parents})
         os.rename(temporary, target)
-    except OSError:
-        shutil.rmtree(temporary)
-        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return target

@@ -128,7 +128,7 @@ class Queue:
     def ask(self, jobs: Sequence[Submitted], soon: bool = False) -> bool:
         """Ask, if it is time to; `soon`: unless a minute's questions are used up. True: squeue has answered now."""
         now = self.clock()
-        while self._calls and now - self._calls[0] >= 60.0:
+        while self._calls and not 0 <= now - self._calls[0] < 60.0:  # below 0: the clock was set back
             self._calls.popleft()
         if self._calls and ((now - self._calls[-1] < self.poll_s and not soon) or len(self._calls) >= self._limit):
             return False

@@ -5,6 +5,7 @@ An unknown key, a wrong type or an impossible value is a `UsageError`; for a mis
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterator
 from typing import Annotated, Any, TypeVar, get_args
 
@@ -61,7 +62,18 @@ def _explain(model: type[Section], error: Any) -> str:
             return f"'{key}' is missing"
         case "value_error":
             return (f"'{key}': " if key else "") + str(error["ctx"]["error"])
-    return f"'{key}': {error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']!r}"
+        case "model_type":
+            return f"'{key}': a mapping of settings was wanted, got {error['input']!r}"
+    return f"'{key}': {error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']!r}{_as_yaml_has_it(error)}"
+
+
+def _as_yaml_has_it(error: Any) -> str:
+    """YAML 1.1 takes 3e-4 for a text."""
+    try:
+        number = float(error["input"]) if error["type"] == "float_type" and isinstance(error["input"], str) else math.nan
+    except ValueError:
+        return ""
+    return f": in YAML that is a text, write {str(number) if '.' in str(number) else str(number).replace('e', '.0e')}" if math.isfinite(number) else ""
 
 
 def _fields(model: Any, loc: tuple[Any, ...]) -> list[str]:

@@ -35,7 +35,9 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise UsageError(f"{path}: no such file" + (f"; {seen[-1]} names it as its 'base'" if seen else "")) from None
     except IsADirectoryError:
         raise UsageError(f"{path} is a folder; a YAML file was wanted") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: cannot be read as UTF-8: {error}. Save it in that encoding") from None
+    except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error})") from None
     except yaml.YAMLError as error:
         raise UsageError(f"{path}: not valid YAML: {error}") from None

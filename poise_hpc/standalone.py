@@ -56,7 +56,10 @@ def alone(kind: str, folder: Path, attempt: Path, **more: Any) -> dict[str, Any]
         "limits": limits(config, Stage.CHECK, []), **more})
     # Also inside a Slurm allocation, whose variables would make this one rank of many.
     jobs.run_attempt(str(attempt), jobs.Place(0, 1, 0, f"pid-{os.getpid()}", 0))
-    return files.read_json(attempt / "result.json")
+    result = files.read_json(attempt / "result.json")
+    if result["outcome"] == Outcome.PREEMPTED:
+        raise PoiseError(f"{folder}: the {kind} was interrupted and says nothing about it. Give the same command again")
+    return result
 
 
 def submissions(root: Path, config: Config, site_file: Path | None, keeper: Path) -> dict[str, Any]:
@@ -100,7 +103,8 @@ def check_text(data: dict[str, Any]) -> str:
         lines.append(f"{data['cause']}: {data['message']}")
     if data.get("switchable") == []:
         lines.append(f"hint: it has no mechanism that can be switched off, so `poise-hpc ablate` will have nothing to do; {DECLARE}")
-    lines.append("passes: it may enter a campaign" if data["outcome"] == Outcome.SUCCEEDED else f"fails ({data['cause']})")
+    lines.append({Outcome.SUCCEEDED: "passes: it may enter a campaign", Outcome.CANDIDATE_ERROR: f"fails ({data['cause']})"}.get(
+        data["outcome"], f"not checked ({data['cause']}): that is this machine's fault, not the package's"))
     return "\n".join(lines)
 
 

@@ -25,3 +25,5 @@ def load(text: str) -> Any:
         return yaml.load(text, _Loader)  # a SafeLoader
     except ValueError as error:  # a date or a number that is none
         raise yaml.YAMLError(str(error)) from None
+    except RecursionError:
+        raise yaml.YAMLError("nested too deeply to be read") from None

@@ -45,7 +45,7 @@ def status(campaign: Campaign, now: float | None = None, spending: bool = True, 
                    "wall_clock_min_limit": budget.wall_clock_min, "eta_s": None if soon is None else round(soon, 1)},
         "inbox": [path.name.partition("-")[2] or path.name for path in inbox(campaign)],
         "running": at_work,
-        "problems": [f"{id}: {text}" for id, text in archive.problems.items()],
+        "problems": _problems(archive),
         "candidates": rows} | ({"llm": llm_spending(campaign)} if spending and (campaign.root / "llm.jsonl").exists() else {})
 
 
@@ -97,13 +97,18 @@ def running(candidate: Candidate, now: float) -> list[dict[str, Any]]:
 
 def leaderboard(campaign: Campaign, archive: ArchiveView | None = None) -> dict[str, Any]:
     """Archived candidates by score, with intervals and the paired difference to the baseline."""
-    entries = sorted((archive or ArchiveView.load(campaign.root)).entries,
+    archive = archive or ArchiveView.load(campaign.root)
+    entries = sorted(archive.entries,
                      key=lambda e: (e.score is None, e.screened is None, -(e.score.overall if e.score else 0), e.id))
     base = next((e.score for e in entries if e.id == BASELINE_ID), None)
     return {"campaign": str(campaign.root), "records": str(campaign.records), "score": campaign.config.evaluate.score,
-            "start": base.curve.get(START) if base else None,
+            "start": base.curve.get(START) if base else None, "problems": _problems(archive),
             "rows": [{"rank": i + 1, **archived_row(e), "final": e.score.final if e.score else None,
                       "benchmarks": e.score.benchmarks if e.score else {}} for i, e in enumerate(entries)]}
+
+
+def _problems(archive: ArchiveView) -> list[str]:
+    return [f"{id}: {text}" for id, text in archive.problems.items()]
 
 
 def show(campaign: Campaign, id: str) -> dict[str, Any]:
@@ -210,8 +215,9 @@ def progress_text(r: dict[str, Any]) -> str:
 
 
 def leaderboard_text(data: dict[str, Any]) -> str:
+    problems = [f"problem: {p}" for p in data["problems"]]
     if not data["rows"]:
-        return f"nothing is archived yet; `poise-hpc status {shlex.quote(data['campaign'])}` says where it is"
+        return "\n".join([f"nothing is archived yet; `poise-hpc status {shlex.quote(data['campaign'])}` says where it is", *problems])
     if data.get("kind") == "rerun":  # its one row is the entry, no baseline
         rows = [[f"{data['origin']['id']} again", r["name"], interval(r["overall"], r["ci"]), str(r["seeds"])] for r in data["rows"]]
         return f"{table(rows, ['entry', 'name', overall_head(data), 'seeds'])}\narchive: {data['records']}"
@@ -219,8 +225,9 @@ def leaderboard_text(data: dict[str, Any]) -> str:
              "baseline" if r["id"] == BASELINE_ID else interval(r["delta"], r["delta_ci"], sign=True), str(r["seeds"]), ending(r)] for r in data["rows"]]
     text = table(rows, ["rank", "id", "name", "parents", overall_head(data), f"against {BASELINE_ID}", "seeds", "verdict"])
     start = f"untrained policy {data['start']:.1f}. " if data["start"] is not None else ""
-    return (f"{text}\n{start}[a, b]: 95 % intervals over training seeds, paired with {BASELINE_ID} in the difference; a score's is cut to 0..100.\n"
-            f"archive: {data['records']}")
+    return "\n".join([
+        f"{text}\n{start}[a, b]: 95 % intervals over training seeds, paired with {BASELINE_ID} in the difference; a score's is cut to 0..100.",
+        *problems, f"archive: {data['records']}"])
 
 
 def overall_head(data: dict[str, Any]) -> str:

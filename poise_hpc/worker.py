@@ -104,7 +104,7 @@ def main(attempt_dir: str) -> int:
 
 def trace_exits(stack: TextIO) -> Callable[[int], None]:
     """From now on `os._exit` leaves its stack behind: no `except` sees it, and the supervisor must tell whose it was.
-    Returns the plain one. Not covered: an exit from C code."""
+    Returns the plain one. Of an exit from C code only `inside` tells."""
     leave, worker = os._exit, os.getpid()
 
     def traced(code: int) -> None:

@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,14 @@ def exits(folder: Path, code: int) -> None:
 
 def segfaults(folder: Path) -> None:
     ctypes.string_at(0)
+
+
+def leaves_in_c(folder: Path, turn: str) -> None:
+    """An end that leaves no stack. `turn`: "candidate's", or ours."""
+    from poise_hpc import inside
+
+    with inside.candidate_code() if turn == "candidate's" else nullcontext():
+        ctypes.CDLL(None)._exit(3)
 
 
 def works_until_stopped(folder: Path) -> None:

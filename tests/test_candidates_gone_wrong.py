@@ -15,8 +15,11 @@ from click.testing import CliRunner
 from helpers_drive import archive_of
 from helpers_kill import TINY, left_over
 
-from poise_hpc import cli, files, jobs, worker
-from poise_hpc.types import Outcome
+from poise_hpc import cli, files, inside, jobs, worker
+from poise_hpc.algorithms import checks, load
+from poise_hpc.algorithms.seeds import SEEDS
+from poise_hpc.training import candidate
+from poise_hpc.types import CandidateError, Outcome
 
 PACKAGE = '''"""REINFORCE with the group's mean as baseline, and a fault."""
 from dataclasses import dataclass
@@ -119,6 +122,52 @@ def test_a_real_worker_that_leaves_without_a_word(tmp_path, package, outcome, ca
     result = files.read_json(attempt / "result.json")
     assert (result["outcome"], result["cause"]) == (outcome, cause), result
     assert "exit code 3" in result["message"] and ("in exits" in result["message"]) == (cause == "exited")
+
+
+@pytest.mark.parametrize(("turn", "outcome", "cause"), [
+    ("candidate's", Outcome.CANDIDATE_ERROR, "exited"), ("ours", Outcome.INFRA_ERROR, "worker-died")])
+def test_an_exit_from_c_code_is_whose_turn_it_was(tmp_path, turn, outcome, cause):
+    attempt = helpers_jobs.write_job(tmp_path / "a", "leaves_in_c", turn)
+    jobs_run = [sys.executable, str(Path(helpers_jobs.HERE) / "helpers_jobs.py"), str(attempt)]
+    subprocess.run(jobs_run, env=os.environ | {"PYTHONPATH": helpers_jobs.HERE}, timeout=120)
+    result = files.read_json(attempt / "result.json")
+    assert (result["outcome"], result["cause"]) == (outcome, cause), result
+    assert "exit code 3" in result["message"] and "Traceback" not in (attempt / "log.out").read_text()
+
+
+@pytest.mark.parametrize("do", ["trains", "trains and raises", "loads", "checks"])
+def test_every_call_into_candidate_code_says_so(tmp_path, monkeypatch, do):
+    shared = inside.byte()
+    monkeypatch.setenv(inside.VARIABLE, str(shared))
+    seen = []
+
+    def look(*arguments):
+        seen.append(inside.was(shared))
+        raise ValueError if "raises" in do else CandidateError("x", "enough")
+
+    if do == "loads":
+        (tmp_path / "algorithm.py").write_text("import os\nfrom poise_hpc import inside\nassert inside.was(int(os.environ[inside.VARIABLE]))\n1 / 0\n")
+        with pytest.raises(CandidateError, match="ZeroDivisionError"):
+            load.load(tmp_path)
+    elif do == "checks":
+        monkeypatch.setattr(checks, "CHECKS", (checks.Check("looks", "", look),))
+        assert "enough" in checks.run_checks(SEEDS["grpo"])[0].message
+    else:
+        with pytest.raises(CandidateError):
+            candidate.call("it", look)
+    assert seen in ([True], []) and bool(seen) == (do != "loads") and not inside.was(shared)
+
+
+def test_what_refuses_a_batch_that_no_training_makes_is_not_blamed(tmp_path):
+    """The response report changes `length` alone, against the mask; this package asserts the contract."""
+    package = tmp_path / "package"
+    package.mkdir()
+    text = PACKAGE.replace("{fault}", "pass").replace("rollouts.reward.mean()", "rollouts.reward.mean()\n        assert (rollouts.length == rollouts.mask.sum(1)).all()")
+    (package / "algorithm.py").write_text(text)
+    result = worker.run({"kind": "check", "package": str(package)}, tmp_path)
+    assert result["outcome"] == Outcome.SUCCEEDED, result
+    response = result["payload"]["response"]
+    assert response["length"] == 1.0 and response["reward"] > 0 and response["logp_rollout"] == 0.0
 
 
 def test_a_package_behind_a_symbolic_link_is_recognized(tmp_path):

@@ -17,6 +17,7 @@ from helpers_campaign import campaign
 from helpers_drive import drive, failing, write_package
 
 from poise_hpc import cli, files
+from poise_hpc.algorithms.seeds import source
 from poise_hpc.campaign import Campaign
 from poise_hpc.cluster.inline import InlineCluster
 from poise_hpc.lock import LOCK, LOCK_STALE_S
@@ -181,6 +182,11 @@ BAD = [
     ("train: {stepz: 3}", "unknown key 'train.stepz'; did you mean 'train.steps'?"),
     ("trian: {steps: 3}", "unknown key 'trian'; did you mean 'train'?"),
     ("train: {steps: many}", "'train.steps': input should be a valid integer, got 'many'"),
+    ("train: {learning_rate: 3e-4}", "'train.learning_rate': input should be a valid number, got '3e-4': in YAML that is a text, write 0.0003"),
+    ("train: {learning_rate: 1e-7}", "in YAML that is a text, write 1.0e-07"),
+    ("train: {learning_rate: much}", "input should be a valid number, got 'much'\n"),
+    ("train: null", "'train': a mapping of settings was wanted, got None"),
+    ("[" * 20000, "nested too deeply"),
     ("train: {steps: 0}", "'train.steps': input should be greater than or equal to 1, got 0"),
     ("rollout: {group_size: 1}", "'rollout.group_size': input should be greater than or equal to 2, got 1"),
     ("search: {train_seeds: [0, 0]}", "all distinct"),
@@ -229,7 +235,7 @@ def test_wrong_calls_are_exit_code_2(finished, arguments):
     (["run", "{c}", "--config", "{d}/no.yaml"], "File '{d}/no.yaml' does not exist"),
     (["run", "{c}", "--site", "{d}/no.yaml"], "File '{d}/no.yaml' does not exist"),
     (["run", "{c}", "--site", "{d}"], "File '{d}' is a directory"),
-    (["run", "{c}", "--config", "{d}/binary"], "{d}/binary: cannot be read"),
+    (["run", "{c}", "--config", "{d}/binary"], "{d}/binary: cannot be read as UTF-8"),
     (["status", "{d}/binary"], "Directory '{d}/binary' is a file"),
     (["status", "{d}"], "{d} is no campaign: it has no campaign.json. `poise-hpc run '{d}'` creates one"),
     (["check", "{d}/binary"], "{d}/binary is no algorithm package: a folder with algorithm.py was wanted, or one .py file"),
@@ -382,9 +388,21 @@ def test_a_record_that_rots_behind_the_index_comes_back_as_verify_says(finished,
     whole = record.read_bytes()
     record.write_bytes(whole[:-9])
     run("archive", "verify", root, code=1)
+    (root / "index.h5").rename(root / "index")  # without it, the damage is found at once, and said wherever an entry is missing
+    assert f"problem: c0001: {record} is damaged" in run("leaderboard", root).output
+    (root / "index").rename(root / "index.h5")
     record.unlink()
     drive(root)
     assert record.read_bytes() == whole
+
+
+def test_a_locale_of_another_encoding_changes_nothing(finished):
+    """As on old clusters, whose LANG is en_US or POSIX. The page has letters that ASCII lacks."""
+    old = {k: v for k, v in os.environ.items() if not k.startswith(("LC_", "LANG"))} | {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run([sys.executable, "-m", "poise_hpc.cli", "report", str(finished)], env=old, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    page = (finished / "report" / "report.html").read_bytes()
+    assert not page.isascii() and page.decode("utf-8")
 
 
 # --- disks
@@ -408,6 +426,10 @@ def test_a_full_disk_stops_with_its_name_and_loses_nothing(small_disk, tmp_path)
     result = run("step", root, code=1)
     assert re.fullmatch(rf"error: No space left on device: {small_disk}\S+ cannot be written. Make room there and give the same command again: "
                         "nothing is lost\n", result.stderr), result.stderr
+    (package := tmp_path / "package").mkdir()
+    (package / "algorithm.py").write_text(source("rloo"))
+    assert "No space left on device" in run("add", root, package, code=1).stderr
+    assert list((root / "inbox").iterdir()) == []
     subprocess.run(["mount", "-o", "remount,size=8m", small_disk], check=True)
     drive(root)
     assert len(json.loads(run("leaderboard", root, "--json").stdout)["rows"]) == 3
@@ -431,4 +453,6 @@ def test_a_read_only_campaign_can_be_looked_at(finished, tmp_path):
     assert subprocess.run([*command, "status", str(place), "--json"], capture_output=True).returncode == 0
     done = subprocess.run([*command, "run", str(place)], capture_output=True, text=True)
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "error: Read-only file system" in done.stderr and "Make that place writable and give the same command again" in done.stderr
+    assert f"error: Read-only file system: {place / LOCK} cannot be written. Make that place writable and give the same command again" in done.stderr
+    done = subprocess.run([*command, "archive", "rebuild", str(place)], capture_output=True, text=True)
+    assert done.returncode == 1 and f"Read-only file system: {place / 'index.h5'} cannot be written" in done.stderr and done.stdout == ""

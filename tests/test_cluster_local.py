@@ -13,7 +13,7 @@ from helpers_kill import by_kind, processes_of
 from test_jobs import NASTY, until
 
 from poise_hpc import config as configuration
-from poise_hpc import files, jobs
+from poise_hpc import files, jobs, orders
 from poise_hpc.agent.offline import OfflineProposer
 from poise_hpc.campaign import Campaign
 from poise_hpc.cluster.local import LocalCluster
@@ -98,6 +98,21 @@ def test_a_killed_job_is_noticed_and_repeated(tmp_path, victim):
     assert (result["outcome"], result["cause"]) == (Outcome.INFRA_ERROR, "vanished")
     until(lambda: not processes_of(attempt), "it lives on")
     stop(driven, prepare(driven, 2))
+
+
+def test_ctrl_c_in_the_terminal_is_the_controllers_alone(tmp_path):
+    """The terminal sends it to the launcher, too, which would kill the job within a second."""
+    driven = controller(new(tmp_path / "c", "works_until_stopped").root)
+    driven.step()
+    attempt = prepare(driven, 1)
+    until((attempt / "progress.json").exists, "no progress")
+    (launcher,) = driven.cluster._children
+    launcher.send_signal(signal.SIGINT)
+    assert orders.tell(driven, [attempt for _, attempt in driven.in_flight()]) == 1
+    until(lambda: files.read_json(attempt / "result.json"), "no result")
+    result = files.read_json(attempt / "result.json")
+    assert (result["outcome"], result["cause"], launcher.wait(60)) == (Outcome.PREEMPTED, "stopped", 0)
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 def test_a_job_that_fails_every_time_is_held(tmp_path):

@@ -235,6 +235,38 @@ def test_a_vanished_job_is_repeated(undisturbed, tmp_path):
     assert (result["cause"], result["message"]) == ("vanished", "job 17 is gone and left no result")
 
 
+def test_a_clock_that_is_set_back_keeps_nobody_waiting(tmp_path):
+    """The prepare job vanishes twice. A second after the first look the clock loses a day; then the pause before the third start does."""
+    class Lossy(InlineCluster):
+        poll_s = 1.0
+
+        def submit(self, attempts, name, stage, ranks):
+            return [{"job_id": "17"}]
+
+    driven = controller(campaign(tmp_path / "c").root, Lossy(noop_work))
+    moment = driven.clock
+    for number in (1, 2, 3):
+        for _ in range(3):
+            driven.step()
+        assert [a.number for a in driven.home.attempts] == list(range(1, 1 + min(number + 1, 4))), number
+        moment.now -= 86400
+
+
+def test_a_job_that_dies_of_the_stop_it_was_told_is_nobodys_failure(tmp_path):
+    """Ctrl-C while its interpreter starts, again and again: it has no ear and no claim yet, and is never HELD for it."""
+    class Deaf(InlineCluster):
+        def submit(self, attempts, name, stage, ranks):
+            return [{"job_id": "17"}]
+
+    driven = controller(campaign(tmp_path / "c").root, Deaf(noop_work))
+    for _ in range(driven.campaign.config.jobs.infra_retries + 3):
+        driven.step()
+        orders.tell(driven, [attempt for _, attempt in driven.in_flight()])
+    results = [files.read_json(a.folder / "result.json") for a in driven.home.attempts[:-1]]
+    assert len(results) > driven.campaign.config.jobs.infra_retries + 1 and driven.held == []
+    assert {(r["outcome"], r["cause"]) for r in results} == {(Outcome.PREEMPTED, "cancelled")}
+
+
 def test_no_news_is_no_failure(tmp_path):
     class Silent(InlineCluster):
         def submit(self, attempts, name, stage, ranks):

@@ -134,6 +134,23 @@ def test_who_does_not_stop_within_the_sites_warning_is_killed_and_resumable(tmp_
     assert (result["outcome"], result["cause"]) == (Outcome.PREEMPTED, "killed-at-stop")
 
 
+def test_a_check_that_hangs_ends_as_soon_as_it_is_told_to(tmp_path):
+    """It has nothing to save: no warning time, and no verdict on the package."""
+    from poise_hpc.algorithms.load import write_seed_package
+
+    package, attempt = tmp_path / "package", h.write_job(tmp_path / "a", "nothing")
+    write_seed_package("grpo", package)
+    code = (package / "algorithm.py").read_text()
+    (package / "algorithm.py").write_text(code.replace("        R, g =", "        while True:\n            pass\n        R, g =", 1))
+    assert "while True" in (package / "algorithm.py").read_text()
+    files.write_json(attempt / "job.json", files.read_json(attempt / "job.json") | {"kind": "check", "package": str(package)})
+    process = start(attempt, POISE_JOB_GRACE_S="1000")
+    until(lambda: (attempt / "stack-0.txt").exists(), "no worker")
+    process.send_signal(signal.SIGTERM)
+    result = ended(process, attempt)
+    assert (result["outcome"], result["cause"]) == (Outcome.PREEMPTED, "killed-at-stop")
+
+
 # --- kills
 
 def test_a_killed_worker_is_an_infrastructure_error(tmp_path):

@@ -75,6 +75,7 @@ def test_other_files_are_no_part_of_the_package(tmp_path):
     ({"other.py": ""}, "algorithm.py is missing"),
     (TWO_FILES | {"my-helper.py": ""}, "my-helper.py"),
     (TWO_FILES | {"latin.py": "# é".encode("latin-1")}, "latin.py is not UTF-8"),
+    (TWO_FILES | {"notepad.py": "\ufeffx = 1\n"}, "notepad.py begins with a byte order mark"),
     (TWO_FILES | {"big.py": b"#" * (MAX_BYTES + 1)}, f"big.py has {MAX_BYTES + 1} bytes"),
     (TWO_FILES | {f"m{i}.py": "" for i in range(MAX_FILES)}, f"at most {MAX_FILES}")])
 def test_odd_packages_are_refused_before_anything_runs(files, says, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 
 from helpers_offline import GRPO, score
 from poise_hpc.agent.base import Facts
-from poise_hpc.agent.reflect import FAILURES, RULES, SYMPTOMS, ends, reflect
+from poise_hpc.agent.reflect import FAILURES, RULES, SYMPTOMS, Curve, reflect
 from poise_hpc.types import Outcome
 
 STEPS = 40
@@ -74,7 +74,7 @@ def test_figures_carry_steps():
 
 def test_ends_are_means_of_fifths():
     # ten steps 0..9: fifths are (0, 1) and (8, 9)
-    assert ends([{"step": s, "x": s} for s in range(10)], "x") == (0.5, 8.5)
+    assert Curve([{"step": s, "x": s} for s in range(10)]).ends("x") == (0.5, 8.5)
 
 
 def test_symptom_needs_half_of_the_seeds():

@@ -565,8 +565,17 @@ def test_not_now_waits_longer_each_time(slurm, tmp_path, sbatch, said):
         slurm.now += pause - 1
         assert fake.batches(wanted) == []
         slurm.now += 1
+    assert fake.submit(attempts(tmp_path, 1), PREFIX + "x", "check", 1) is None and fake.batches(wanted) == []
+    slurm.now -= 7200  # the clock was set back: that is no two hours more
     sbatch("echo Submitted batch job 41")
     assert fake.submit(attempts(tmp_path, 1), PREFIX + "x", "check", 1) and fake.batches(wanted) == [wanted]
+
+
+def test_a_clock_that_is_set_back_does_not_silence_the_questions(slurm, tmp_path):
+    fake, one, slurm.queue = cluster(slurm, poll_s=30), job(tmp_path), line("7", "RUNNING")
+    for slurm.now in (1000.0, 1001.0, 900.0, 901.0):
+        fake.alive([one])
+    assert slurm.calls == [(1000.0, "squeue"), (900.0, "squeue")]
 
 
 def test_a_submit_limit_makes_arrays_smaller_until_one_fits(slurm, tmp_path, sbatch):

@@ -9,97 +9,103 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
+from typing import Any
 
 from ..types import Outcome, Reflection
 from .base import Facts
 
-Rows = Sequence[dict]
+class Curve:
+    """One seed's training rows by column. A column is made once, however many rules ask."""
+
+    def __init__(self, rows: Sequence[dict[str, Any]]):
+        self.rows = rows
+        self._columns: dict[str, tuple[list[int], list[float]]] = {}
+
+    def column(self, key: str) -> tuple[list[int], list[float]]:
+        """Steps and values where the key is there and finite."""
+        if key not in self._columns:
+            rows = [row for row in self.rows if isinstance(row.get(key), (int, float)) and abs(row[key]) < float("inf")]
+            self._columns[key] = [int(row["step"]) for row in rows], [float(row[key]) for row in rows]
+        return self._columns[key]
+
+    def ends(self, key: str) -> tuple[float, float] | None:
+        """Means over the first and the last fifth of a curve (single steps are noise); None below five steps."""
+        _, values = self.column(key)
+        fifth = len(values) // 5
+        return (fmean(values[:fifth]), fmean(values[-fifth:])) if fifth else None
+
+    def smoothed(self, key: str) -> list[tuple[int, float]]:
+        """Running mean over an eighth of the curve, at least three steps, at the window's last step."""
+        steps, values = self.column(key)
+        width = max(3, len(values) // 8)
+        return [(steps[i], fmean(values[i - width + 1:i + 1])) for i in range(width - 1, len(values))]
 
 
 @dataclass(frozen=True)
 class Rule:
     symptom: str                            # slug
-    find: Callable[[Rows], str | None]      # the figure that shows it, with its step; None where it is absent
+    find: Callable[[Curve], str | None]     # the figure that shows it, with its step; None where it is absent
     meaning: str
 
 
-def column(rows: Rows, key: str) -> list[tuple[int, float]]:
-    """(step, value) where the key is there and finite."""
-    return [(int(row["step"]), float(row[key])) for row in rows
-            if isinstance(row.get(key), (int, float)) and abs(row[key]) < float("inf")]
-
-
-def ends(rows: Rows, key: str) -> tuple[float, float] | None:
-    """Means over the first and the last fifth of a curve (single steps are noise); None below five steps."""
-    values = [v for _, v in column(rows, key)]
-    fifth = len(values) // 5
-    return (fmean(values[:fifth]), fmean(values[-fifth:])) if fifth else None
-
-
-def smoothed(rows: Rows, key: str) -> list[tuple[int, float]]:
-    """Running mean over an eighth of the curve, at least three steps, at the window's last step."""
-    points = column(rows, key)
-    width = max(3, len(points) // 8)
-    return [(points[i][0], fmean(v for _, v in points[i - width + 1:i + 1])) for i in range(width - 1, len(points))]
-
-
-def entropy_collapse(rows: Rows) -> str | None:
-    found = ends(rows, "entropy")
+def entropy_collapse(curve: Curve) -> str | None:
+    found = curve.ends("entropy")
     if not found or found[0] <= 0 or found[1] > 0.1 * found[0]:
         return None
-    step = next(step for step, value in column(rows, "entropy") if value <= 0.1 * found[0])
+    step = next(step for step, value in zip(*curve.column("entropy"), strict=True) if value <= 0.1 * found[0])
     return f"entropy {found[0]:.3g} -> {found[1]:.3g} nats a token, below 10 % of its start at step {step}"
 
 
-def spike(key: str, factor: float, floor: float, unit: str) -> Callable[[Rows], str | None]:
+def spike(key: str, factor: float, floor: float, unit: str) -> Callable[[Curve], str | None]:
     """A step `factor` times above the curve's median and above `floor`."""
-    def find(rows: Rows) -> str | None:
-        points = column(rows, key)
-        if len(points) < 5:
+    def find(curve: Curve) -> str | None:
+        steps, values = curve.column(key)
+        if len(values) < 5:
             return None
-        typical, (step, highest) = median(v for _, v in points), max(points, key=lambda p: p[1])
+        typical, highest = median(values), max(values)
+        step = steps[values.index(highest)]
         if highest > max(floor, factor * typical):
             return f"{key} {highest:.3g}{unit} at step {step}, median {typical:.3g}"
         return None
     return find
 
 
-def kl_spike(rows: Rows) -> str | None:
-    return spike("kl_old", 8, 0.1, " nats")(rows) or spike("kl_ref", 8, 1.0, " nats")(rows)
+def kl_spike(curve: Curve) -> str | None:
+    return spike("kl_old", 8, 0.1, " nats")(curve) or spike("kl_ref", 8, 1.0, " nats")(curve)
 
 
-def zero_variance(rows: Rows) -> str | None:
-    found = ends(rows, "zero_variance")
+def zero_variance(curve: Curve) -> str | None:
+    found = curve.ends("zero_variance")
     if found and found[1] > 0.8:
         return f"{100 * found[1]:.0f} % of the groups had equal rewards in the last fifth ({100 * found[0]:.0f} % in the first)"
     return None
 
 
-def length_explosion(rows: Rows) -> str | None:
-    found = ends(rows, "length")
+def length_explosion(curve: Curve) -> str | None:
+    found = curve.ends("length")
     return f"length {found[0]:.1f} -> {found[1]:.1f} tokens" if found and found[1] > 1.5 * found[0] else None
 
 
-def length_collapse(rows: Rows) -> str | None:
-    found = ends(rows, "length")
+def length_collapse(curve: Curve) -> str | None:
+    found = curve.ends("length")
     return f"length {found[0]:.1f} -> {found[1]:.1f} tokens" if found and found[1] < 0.5 * found[0] else None
 
 
-def truncation(rows: Rows) -> str | None:
-    found = ends(rows, "truncated")
+def truncation(curve: Curve) -> str | None:
+    found = curve.ends("truncated")
     return f"{100 * found[1]:.0f} % of the completions were cut at the token limit at the end" if found and found[1] > 0.2 else None
 
 
-def validity_loss(rows: Rows) -> str | None:
-    points = smoothed(rows, "valid")
+def validity_loss(curve: Curve) -> str | None:
+    points = curve.smoothed("valid")
     if not points:
         return None
     best, last = max(v for _, v in points), points[-1][1]
     return f"valid answers {100 * best:.0f} % at best, {100 * last:.0f} % at step {points[-1][0]}" if last < best - 0.15 else None
 
 
-def late_collapse(rows: Rows) -> str | None:
-    points = smoothed(rows, "acc") or smoothed(rows, "reward")
+def late_collapse(curve: Curve) -> str | None:
+    points = curve.smoothed("acc") or curve.smoothed("reward")
     if not points:
         return None
     step, best = max(points, key=lambda p: p[1])
@@ -109,16 +115,16 @@ def late_collapse(rows: Rows) -> str | None:
     return None
 
 
-def no_learning(rows: Rows) -> str | None:
-    points = smoothed(rows, "acc") or smoothed(rows, "reward")
+def no_learning(curve: Curve) -> str | None:
+    points = curve.smoothed("acc") or curve.smoothed("reward")
     if len(points) < 5:
         return None
     best = max(v for _, v in points)
     return f"accuracy in training {points[0][1]:.3f} at the start and never above {best:.3f}" if best < points[0][1] + 0.03 else None
 
 
-def reward_hacking(rows: Rows) -> str | None:
-    reward, acc = ends(rows, "reward"), ends(rows, "acc")
+def reward_hacking(curve: Curve) -> str | None:
+    reward, acc = curve.ends("reward"), curve.ends("acc")
     if reward and acc and reward[1] - reward[0] > 0.1 and acc[1] - acc[0] < 0.25 * (reward[1] - reward[0]):
         return f"reward {reward[0]:.2f} -> {reward[1]:.2f} while accuracy went {acc[0]:.2f} -> {acc[1]:.2f}"
     return None
@@ -187,10 +193,10 @@ def message_line(facts: Facts) -> str:
 
 def symptoms(facts: Facts, baseline: bool = False) -> list[tuple[Rule, list[str]]]:
     """Rules that at least half of the seeds trigger, with what each seed showed."""
-    curves = facts.baseline_curves if baseline else facts.curves
+    curves = {seed: Curve(rows) for seed, rows in sorted((facts.baseline_curves if baseline else facts.curves).items())}
     out = []
     for rule in RULES:
-        figures = [f"seed {seed}: {figure}" for seed, rows in sorted(curves.items()) if (figure := rule.find(rows))]
+        figures = [f"seed {seed}: {figure}" for seed, curve in curves.items() if (figure := rule.find(curve))]
         if figures and 2 * len(figures) >= len(curves):
             out.append((rule, figures))
     return out

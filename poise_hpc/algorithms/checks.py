@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import files
+from .. import files, inside
 from ..types import CandidateError
 from . import gate, probes
 from .base import NEEDS, Algorithm, Mechanism, Reduction
@@ -52,7 +52,7 @@ def run_checks(algorithm: Algorithm, seed: int = 0, package_dir: Path | None = N
     for check in CHECKS:
         start = time.perf_counter()
         try:
-            with torch.random.fork_rng(devices=[]):
+            with torch.random.fork_rng(devices=[]), inside.candidate_code():
                 check.run(algorithm, seed)
             message = ""
         except Broken as error:
@@ -78,8 +78,8 @@ def run(job: dict[str, Any], attempt_dir: Path) -> dict[str, Any]:
         payload["checks"] = [asdict(r) for r in results]
         if failed := [f"{r.name}: {r.message}" for r in results if not r.passed]:
             raise CandidateError("check-failed", "\n".join(failed))
-        payload["response"] = response_report(algorithm)
-        payload["digest"] = digest(algorithm)
+        with inside.candidate_code():
+            payload |= {"response": response_report(algorithm), "digest": digest(algorithm)}
         payload["switchable"] = [m.name for m in algorithm.mechanisms if m.off]
     except CandidateError as error:
         payload["checks"] = payload["checks"] or [asdict(CheckResult(error.cause, False, error.message, 0.0))]

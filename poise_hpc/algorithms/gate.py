@@ -69,7 +69,7 @@ def _check(file: str, text: str, siblings: frozenset[str]) -> list[Finding]:
             _imports(tree, siblings), _names(tree), _attributes(tree), _level(tree, "module", _classes(tree)), _defaults(tree))
             for node, rule, message in rules}
     except (SyntaxError, ValueError) as error:
-        return [Finding(file, getattr(error, "lineno", 0) or 0, "syntax", str(error))]
+        return [Finding(file, getattr(error, "lineno", 0) or 0, "syntax", getattr(error, "msg", str(error)))]
     except (RecursionError, MemoryError):
         return [Finding(file, 0, "syntax", "nested too deeply to be read")]
     if file == "algorithm.py" and not any(_targets(n) == ["ALGORITHM"] for n in tree.body):

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .. import syntax
+from .. import inside, syntax
 from ..files import CorruptFile, read_listed
 from ..types import RESTORE_CODE, CandidateError
 from . import seeds
@@ -102,7 +102,8 @@ def load(package_dir: Path, wanted: Mapping[str, str] | None = None) -> Algorith
     root.__path__ = []  # a package, whose modules only the finder knows
     sys.meta_path.insert(0, finder)
     try:
-        module = importlib.import_module(f"{package}.algorithm")
+        with inside.candidate_code():
+            module = importlib.import_module(f"{package}.algorithm")
     except (Exception, SystemExit) as error:  # candidate code ran: the blame is set here
         raise CandidateError("import-failed", blame(error, package_dir)) from error
     algorithm = getattr(module, "ALGORITHM", None)
@@ -151,9 +152,12 @@ def _read(path: Path, folder: Path) -> str:
     if (size := path.stat().st_size) > MAX_BYTES:
         raise _unreadable(f"{path.name} has {size} bytes; at most {MAX_BYTES} are read")
     try:
-        return path.read_bytes().decode("utf-8")
+        text = path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
-        raise _unreadable(f"{path.name} is not UTF-8: {error}") from None
+        raise _unreadable(f"{path.name} is not UTF-8: {error}. Save it as UTF-8") from None
+    if text.startswith("\ufeff"):
+        raise _unreadable(f"{path.name} begins with a byte order mark, as some editors write it. Save it as UTF-8 without one")
+    return text
 
 
 def _unreadable(message: str) -> CandidateError:

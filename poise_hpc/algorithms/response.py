@@ -24,7 +24,12 @@ def response_report(algorithm: Algorithm, seed: int = 0) -> dict[str, float]:
     for _, batch in probes.variety(algorithm, seed):
         before = _values(algorithm, batch, batch)
         for name, changed in _changes(batch, seed):
-            report[name] = max(report[name], *(_change(a, b) for a, b in zip(before, _values(algorithm, batch, changed), strict=True)))
+            try:
+                after = _values(algorithm, batch, changed)
+            except Exception:  # candidate code, on a batch that no training makes: to refuse it is a response, and no fault
+                report[name] = 1.0
+                continue
+            report[name] = max(report[name], *(_change(a, b) for a, b in zip(before, after, strict=True)))
     return {name: round(value, 6) for name, value in report.items()}
 
 

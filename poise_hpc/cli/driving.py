@@ -113,11 +113,10 @@ def drive(campaign: Any, as_json: bool, config: Any = None, site_file: Path | No
 
 def stop_on_signal(controller: Any) -> None:
     """Ctrl-C, TERM and a closed terminal: ask this host's jobs to save and stop (a scheduler's go on), then leave. The next `run` goes on from there."""
-    from .. import wording
+    from .. import orders, wording
 
     def leave(number: int, frame: Any) -> None:
-        running = [controller.submitted(a) for _, a in controller.in_flight()] if controller.cluster.on_this_host else []
-        asked = controller.cluster.cancel(running) or 0
+        asked = orders.tell(controller, [a for _, a in controller.in_flight()] if controller.cluster.on_this_host else [])
         controller.event("campaign", "stopped", f"by signal {number}; {wording.count(asked, 'job')} asked to save and stop. The same command goes on")
         raise SystemExit(128 + number)
 

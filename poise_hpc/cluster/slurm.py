@@ -22,6 +22,7 @@ NOT_NOW = re.compile(r"unable to contact slurm controller|timed? ?-?out|temporar
 ENDED = re.compile(r"already comp|invalid job id|job/step already|is pending", re.IGNORECASE)
 
 LINGER_S = 120.0  # an ended attempt's job that still runs: srun and submitit need seconds
+PATIENCE_MOST_S = 600.0  # after "not now"
 GIVE_UP_S = 600.0  # a queue that does not empty, or a scheduler that does not answer, when the campaign is over
 
 
@@ -52,13 +53,17 @@ class SlurmCluster:
 
     def batches(self, wanted: list[Any]) -> list[list[Any]]:
         """One array per candidate and stage, cut to the site's array size. Nothing while sbatch says "not now"."""
-        if self.clock() < self._not_before:
+        if self._pausing:
             return []
         groups: dict[tuple[str, str], list[Any]] = {}
         for candidate, unit in wanted:
             groups.setdefault((candidate.id, candidate.stage), []).append((candidate, unit))
         size = self._array
         return [group[i:i + size] for group in groups.values() for i in range(0, len(group), size)]
+
+    @property
+    def _pausing(self) -> bool:
+        return 0 < self._not_before - self.clock() <= PATIENCE_MOST_S  # further away: the clock was set back
 
     def submit(self, attempts: Sequence[Path], name: str, stage: str, ranks: int) -> list[dict[str, Any]] | None:
         """None: not now. The attempts stay announced; `find` tells whether sbatch created the job all the same."""
@@ -71,7 +76,7 @@ class SlurmCluster:
             raise refused
 
     def _submit(self, attempts: Sequence[Path], name: str, stage: str, ranks: int, avoid: list[str]) -> list[dict[str, Any]] | None:
-        if self.clock() < self._not_before:  # the scheduler went away between two batches of one step
+        if self._pausing:  # the scheduler went away between two batches of one step
             return None
         executor = submission.executor(self.site, attempts[0], name, stage, ranks, len(attempts), avoid)
         try:
@@ -82,7 +87,7 @@ class SlurmCluster:
                 raise Refused(f"sbatch refused {name}: {text[-600:]}. Correct the site file; `poise-hpc run --site FILE` takes the new one") from None
             self._array = max(1, len(attempts) // 2)
             self._not_before = self.clock() + self._patience_s
-            self._patience_s = min(2 * self._patience_s, 600.0)
+            self._patience_s = min(2 * self._patience_s, PATIENCE_MOST_S)
             return None
         self._patience_s, self._array = 15.0, min(2 * self._array, self.site.max_array)
         ids = [job_id] if len(attempts) == 1 else [f"{job_id}_{i}" for i in range(len(attempts))]

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,7 @@ def start(attempt: Path, ranks: int) -> subprocess.Popen[bytes]:
     local = submitit.LocalExecutor(folder=folder(attempt))
     # Limits are ours (jobs.Supervisor): submitit's would end a run without asking whether it is resumable.
     local.update_parameters(timeout_min=60 * 24 * 30, tasks_per_node=ranks, stderr_to_stdout=True)
-    with without_secrets():
+    with without_secrets(), deaf_to_ctrl_c():
         return local.submit(jobs.run_attempt, str(attempt))._process
 
 
@@ -93,6 +95,17 @@ def put_pickle(first: Path, attempt: Path, id: str) -> None:
         temporary = paths.submitted_pickle.with_suffix(".tmp")
         delayed.dump(temporary)
         os.replace(temporary, paths.submitted_pickle)
+
+
+@contextmanager
+def deaf_to_ctrl_c() -> Iterator[None]:
+    """A terminal interrupts everything that was started in it, and submitit's launcher then kills the job within a second. What is
+    started in here inherits a blocked SIGINT; this process gets its own afterwards, and asks the jobs to save (`stop_on_signal`)."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class without_secrets:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from .. import files
+from .. import files, inside
 from ..algorithms.base import Advantages, Algorithm, PolicyBatch, RolloutBatch
 from ..types import CandidateError
 from .batch import clone
@@ -23,7 +23,8 @@ TAIL = 2000  # characters of a traceback that are kept
 
 def call(what: str, function: Callable[..., T], *arguments: Any) -> T:
     try:
-        return function(*arguments)
+        with inside.candidate_code():
+            return function(*arguments)
     except CandidateError:
         raise
     except Exception as error:
