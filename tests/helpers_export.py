@@ -1,11 +1,13 @@
 """The same training twice: our trainer's, recorded, and TRL's on the rollouts that ours recorded. TRL also as a program, for several ranks:
 
-    torchrun --nproc-per-node 2 tests/helpers_export.py FOLDER RANKS
+    python tests/helpers_export.py FOLDER RANKS
 
 FOLDER holds what `record` left; the weights go to FOLDER/weights-RANKS.pt.
 """
 from __future__ import annotations
 
+import multiprocessing
+import os
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -134,13 +136,29 @@ def make_trl(folder: Path, output: Path, ranks: int = 1, **options: Any) -> Any:
         components={"correct": "right"}, valid="format")
 
 
-def main(folder: str, ranks: str) -> None:
+def rank(environment: dict[str, str], folder: Path, ranks: int) -> None:
+    os.environ.update(environment)
     torch.set_num_threads(1)
-    trainer = make_trl(Path(folder), Path(folder) / f"output-{ranks}", int(ranks))
+    trainer = make_trl(folder, folder / f"output-{ranks}", ranks)
     trainer.train()
     if trainer.accelerator.is_main_process:
-        torch.save(trainer.accelerator.unwrap_model(trainer.model).state_dict(), Path(folder) / f"weights-{ranks}.pt")
+        torch.save(trainer.accelerator.unwrap_model(trainer.model).state_dict(), folder / f"weights-{ranks}.pt")
+
+
+def main(folder: str, ranks: str) -> int:
+    """TRL is imported once, for all ranks. The worst exit code."""
+    from helpers_training import free_port, rendezvous
+
+    import poise_hpc.export.trl  # noqa: F401
+
+    world, port, fork = int(ranks), free_port(), multiprocessing.get_context("fork")
+    running = [fork.Process(target=rank, args=(rendezvous(i, world, port), Path(folder), world)) for i in range(world)]
+    for process in running:
+        process.start()
+    for process in running:
+        process.join()
+    return max(abs(process.exitcode or 0) for process in running)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    sys.exit(main(*sys.argv[1:]))

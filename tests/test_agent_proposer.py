@@ -53,7 +53,7 @@ class Play:
 
 def config(url: str, **agent) -> Config:
     return Config.model_validate({"search": {"proposer": "llm"}, "agent": {
-        "base_url": url, "models": {"default": ("m",)}, "timeout_s": 5.0, "max_attempts": 3, "repair_rounds": 1} | agent})
+        "base_url": url, "models": {"default": ("m",)}, "timeout_s": 30.0, "max_attempts": 3, "repair_rounds": 1} | agent})
 
 
 def proposer(server: LLMServer, folder: Path, **agent) -> LLMProposer:
@@ -259,12 +259,12 @@ def test_siblings_are_written_beside_one_another_and_paid_once(tmp_path):
             return Answer(ideas(*(idea(called, ("group-std", clip)) for called, clip in SIBLINGS.values())))
         if name == "review":
             return Answer(CONSISTENT)
-        all_three.wait(10)
+        all_three.wait(60)
         clip = next(clip for called, clip in SIBLINGS.values() if f"- name: {called}\n" in request["messages"][1]["content"])
         return Answer(package(CLIP_HIGHER_CODE.replace("asymmetric-clip", clip)))
 
     with LLMServer(say) as server:
-        agent, pending = proposer(server, tmp_path, timeout_s=20.0), ()
+        agent, pending = proposer(server, tmp_path, timeout_s=90.0), ()
         for id, (name, clip) in SIBLINGS.items():
             draft = agent.propose(context(id, pending=pending))
             assert draft.proposal.name == name and clip in draft.files["algorithm.py"]

@@ -77,12 +77,12 @@ for n in itertools.count():
 
 
 def test_kill_9_in_the_middle_of_writing_leaves_a_whole_file(tmp_path):
-    path = tmp_path / "state.json"
     for trial in range(5):
+        path = tmp_path / f"{trial}.json"
         writer = subprocess.Popen([sys.executable, "-c", WRITER, str(path)])
-        while not path.exists():
-            time.sleep(0.01)
-        time.sleep(0.05 + 0.02 * trial)
+        while (files.read_json(path) or {"n": 0})["n"] < 3:  # whole while it is being replaced, too
+            assert writer.poll() is None
+        time.sleep(0.02 * trial)
         writer.send_signal(signal.SIGKILL)
         writer.wait()
         assert set(files.read_json(path)) == {"n", "pad"}

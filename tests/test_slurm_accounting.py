@@ -52,12 +52,16 @@ def accounts(cluster: VirtualCluster, prefix: str) -> list[Account]:
 def test_accounting_and_the_archive_agree(cluster, tmp_path, monkeypatch):
     """A campaign with a requeue and a cancelled job: each line of sacct belongs to one attempt of the archive and the other way
     round, states fit outcomes, and a job's run time lies between its start and its end."""
-    point_at(cluster, monkeypatch, PYTHONPATH=NOOP, OMP_NOOP_STEP_S="0.5")
-    driven = controller(noop(tmp_path / "c", search={"candidates": 1, "train_seeds": [0, 1]}, train={"steps": 6}, jobs={"evaluate_by": "seed"}))
+    gate = tmp_path / "gate"  # what is requeued and what is cancelled trains for sure
+    point_at(cluster, monkeypatch, PYTHONPATH=NOOP, OMP_NOOP_GATE=str(gate))
+    driven = controller(noop(tmp_path / "c", search={"candidates": 1, "train_seeds": [0, 1]}, jobs={"evaluate_by": "seed"}))
     drive(driven, lambda: bool(driven.active) and len([a for a in attempts(driven, Stage.TRAIN) if running(a)]) == 2)
     requeued, cancelled = (a.submitted["job_id"] for a in attempts(driven, Stage.TRAIN))
     cluster.run("scontrol", "requeue", requeued)
     cluster.run("scancel", cancelled)
+    # Not before they have ended, killed or by their own: else they might train to the end first.
+    until(lambda: not {"RUNNING", "COMPLETING"} & {cluster.state(job) for job in (requeued, cancelled)}, "they stay")
+    gate.touch()
     drive(driven)
 
     rows = {row["job_id"]: row for id in ("c0000", "c0001") for row in archive.read(driven.campaign.records / f"{id}.h5").attempts}

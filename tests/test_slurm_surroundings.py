@@ -27,8 +27,21 @@ ALONE = {"search": {"candidates": 0, "train_seeds": [0]}}  # the baseline: three
 @pytest.fixture
 def here(monkeypatch) -> Iterator[VirtualCluster]:
     with virtual_cluster(nodes=1) as cluster:
-        point_at(cluster, monkeypatch, PYTHONPATH=NOOP, OMP_NOOP_STEP_S="0")
+        point_at(cluster, monkeypatch, PYTHONPATH=NOOP)
         yield cluster
+
+
+@pytest.fixture
+def gate(here, tmp_path, monkeypatch) -> Path:
+    """Training waits until this file is there."""
+    monkeypatch.setenv("OMP_NOOP_GATE", str(tmp_path / "gate"))
+    return tmp_path / "gate"
+
+
+def training(driven: Controller) -> str:
+    """Drive until it trains; the job."""
+    drive(driven, lambda: bool(driven.active) and any(running(a) for a in attempts(driven, Stage.TRAIN)))
+    return attempts(driven, Stage.TRAIN)[0].submitted["job_id"]
 
 
 def done_once(driven: Controller) -> None:
@@ -37,11 +50,9 @@ def done_once(driven: Controller) -> None:
     assert set(succeeded.values()) == {1} and len(succeeded) == 3, events(driven.campaign)
 
 
-def test_a_scheduler_that_is_reset_gives_a_jobs_id_to_somebody_else(here, tmp_path, monkeypatch):
-    monkeypatch.setenv("OMP_NOOP_STEP_S", "1")
-    driven = controller(noop(tmp_path / "c", **ALONE, train={"steps": 12}))  # longer than the reset: the job is killed by it
-    drive(driven, lambda: bool(driven.active) and any(running(a) for a in attempts(driven, Stage.TRAIN)))
-    id = attempts(driven, Stage.TRAIN)[0].submitted["job_id"]
+def test_a_scheduler_that_is_reset_gives_a_jobs_id_to_somebody_else(here, gate, tmp_path):
+    driven = controller(noop(tmp_path / "c", **ALONE))
+    id = training(driven)
     here.kill("slurmctld", signal.SIGKILL)
     shutil.rmtree(here.folder / "state")
     lines = [f"FirstJobId={id}" if line.startswith("FirstJobId=") else line for line in here.conf.read_text().splitlines()]
@@ -51,8 +62,10 @@ def test_a_scheduler_that_is_reset_gives_a_jobs_id_to_somebody_else(here, tmp_pa
     until(lambda: not any("slurmstepd" in line for line in processes(here.conf)), "the node goes on with a job that nobody knows")
     assert here.sbatch("--partition=main", "--job-name=somebody", "--wrap=sleep 600") == id
     here.wait_for(id, "RUNNING")
+    gate.touch()
     drive(driven)
     done_once(driven)
+    assert len(attempts(driven, Stage.TRAIN)) == 2  # the reset killed the first
     assert here.state(id) == "RUNNING"
 
 
@@ -67,17 +80,17 @@ def small_disk(tmp_path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("trouble", ["full", "read-only"])
-def test_the_shared_disk_takes_nothing_for_a_while(here, small_disk, monkeypatch, trouble):
-    """While a job trains. The job fails or ends without a word; the controller, started again and again, stops with the system's."""
-    monkeypatch.setenv("OMP_NOOP_STEP_S", "1")
-    driven = controller(noop(small_disk / "c", **ALONE, train={"steps": 6}))
-    drive(driven, lambda: bool(driven.active) and any(running(a) for a in attempts(driven, Stage.TRAIN)))
-    job = attempts(driven, Stage.TRAIN)[0].submitted["job_id"]
+def test_the_shared_disk_takes_nothing_for_a_while(here, gate, small_disk, trouble):
+    """Full while a job trains, which fails or ends without a word; read-only when it has written its last (a disk with a file open for
+    writing cannot be made so). The controller, started again and again, stops with the system's word."""
+    driven = controller(noop(small_disk / "c", **ALONE))
+    job = training(driven)
     if trouble == "full":
         with pytest.raises(OSError, match="No space"), open(small_disk / "ballast", "wb", buffering=0) as ballast:
             while True:
                 ballast.write(bytes(4096))
     else:
+        gate.touch()
         until(lambda: subprocess.run(["mount", "-o", "remount,ro", small_disk], capture_output=True).returncode == 0, "a file stays open for writing")
     until(lambda: here.state(job) not in ("RUNNING", "COMPLETING"), "the job goes on")
     words = set()
@@ -89,6 +102,7 @@ def test_the_shared_disk_takes_nothing_for_a_while(here, small_disk, monkeypatch
     assert words == {"No space left on device" if trouble == "full" else "Read-only file system"}
     if trouble == "full":
         (small_disk / "ballast").unlink()
+        gate.touch()
     else:
         subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
     driven = controller(Campaign.open(small_disk / "c"))

@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers_kill import by_kind, processes_of
 from helpers_slurm import REPO, VirtualCluster, needs_slurm, until, virtual_cluster
 from helpers_slurm_campaign import SITE, attempts, controller, drive, kill_rank, point_at
 
@@ -26,7 +28,8 @@ from poise_hpc.settings import overlay, read
 from poise_hpc.types import Outcome, Stage
 
 pytestmark = [*needs_slurm, pytest.mark.timeout(1200)]
-TINY = {"train": {"steps": 12, "checkpoint_every": 2}, "search": {"candidates": 0, "train_seeds": [0]}, "jobs": {"ranks": 4}}
+TINY = {"train": {"steps": 12, "checkpoint_every": 2}, "search": {"candidates": 0, "train_seeds": [0]}, "jobs": {"ranks": 4},
+        "evaluate": {"benchmarks": {"hard": {"split": "hard", "problems": 4, "samples": 4, "metrics": {"acc@1": 0.5, "pass@4": 0.5}}}}}
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +76,7 @@ def undisturbed(cluster, cache, tmp_path_factory) -> dict[str, Any]:
         drive(driven, limit_s=500)
     (trained,), evaluated = attempts(driven, Stage.TRAIN), attempts(driven, Stage.EVALUATE)
     assert trained.result["ranks"] == 4
-    assert sorted(a.submitted["job_id"].partition("_")[2] for a in evaluated) == [str(i) for i in range(6)]  # the untrained policy and 2 points, x 2 benchmarks
+    assert sorted(a.submitted["job_id"].partition("_")[2] for a in evaluated) == ["0", "1", "2"]  # the untrained policy and 2 points
     return facts(driven)
 
 
@@ -85,6 +88,29 @@ def until_step(driven: Controller, step: int) -> Any:
 
     drive(driven, reached, limit_s=500)
     return attempts(driven, Stage.TRAIN)[-1]
+
+
+@contextmanager
+def frozen(attempt: Any) -> Iterator[None]:
+    """Its ranks do not move until they are asked to stop, or killed: what happens meanwhile comes in the middle of the training, however
+    fast this machine is."""
+    workers = by_kind(processes_of(attempt.folder))["worker"]
+    for pid in workers:
+        os.kill(pid, signal.SIGSTOP)
+    yield
+    until(lambda: all(disturbed(pid) for pid in workers), "nobody asks the ranks to stop")
+    for pid in workers:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+
+def disturbed(pid: int) -> bool:
+    """Is USR1 pending, or has it been woken up, or ended?"""
+    try:
+        status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return not status["State"].startswith("T") or bool(int(status["ShdPnd"], 16) >> signal.SIGUSR1 - 1 & 1)
 
 
 def nodes_of(cluster: VirtualCluster, job: str) -> list[str]:
@@ -121,34 +147,31 @@ def test_the_local_executor_leads_to_the_same_record(undisturbed, tmp_path, cach
     assert facts(driven) == undisturbed
 
 
-def test_a_requeued_run_leads_to_the_same_record(real, tmp_path, cache, undisturbed):
-    """scontrol requeue kills without asking: the same attempt starts again and goes on from its own checkpoint."""
+def test_a_requeued_and_then_preempted_run_leads_to_the_same_record(real, tmp_path, cache, undisturbed):
+    """scontrol requeue kills without asking: the same attempt starts again and goes on from its own checkpoint. Then a job of higher
+    priority takes its nodes: it is warned, saves and ends within the grace time, and goes on over another number of nodes."""
     driven = controller(tiny(tmp_path / "c", cache))
-    attempt = until_step(driven, 2)
-    real.run("scontrol", "requeue", attempt.submitted["job_id"])
-    drive(driven, limit_s=500)
-    assert facts(driven) == undisturbed
-    trained = attempts(driven, Stage.TRAIN)
-    if len(trained) == 1:  # it had no time to save and end within KillWait
-        assert trained[0].result["restart"] == 1 and (trained[0].folder / "claim-1.json").exists()
-    assert "resumed from" in (trained[-1].folder / "log.out").read_text()
-
-
-def test_a_preempted_run_goes_on_over_another_number_of_nodes(real, tmp_path, cache, undisturbed):
-    """A job of higher priority takes its nodes; it is warned, saves and ends within the grace time."""
-    driven = controller(tiny(tmp_path / "c", cache))
-    attempt = until_step(driven, 2)
-    nodes = nodes_of(real, attempt.submitted["job_id"])
-    real.sbatch("--partition=high", f"--nodelist={','.join(nodes)}", "--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=8", "--output=/dev/null", "--wrap=true")
+    first = until_step(driven, 2)
+    with frozen(first):
+        real.run("scontrol", "requeue", first.submitted["job_id"])
+    preempted = until_step(driven, 8)
+    if preempted.name == first.name:  # it had no time to save and end within KillWait
+        assert (first.folder / "claim-1.json").exists()
+    assert "resumed from" in (preempted.folder / "log.out").read_text()
+    with frozen(preempted):
+        nodes = nodes_of(real, preempted.submitted["job_id"])
+        real.sbatch("--partition=high", f"--nodelist={','.join(nodes)}", "--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=8", "--output=/dev/null",
+                    "--wrap=true")
     wide = tmp_path / "wide.yaml"
     wide.write_text(f"base: {SITE}\nnodes: 4\nranks_per_node: 1\n")
     driven.campaign.set_site(wide)
     driven.cluster = for_campaign(driven.campaign)
     drive(driven, limit_s=500)
     assert facts(driven) == undisturbed
-    first, second = attempts(driven, Stage.TRAIN)
-    assert (first.outcome, first.result["cause"]) == (Outcome.PREEMPTED, "stopped")
-    assert "resumed from" in (second.folder / "log.out").read_text()
+    *_, before, last = attempts(driven, Stage.TRAIN)
+    assert before.name == preempted.name and (before.outcome, before.result["cause"]) == (Outcome.PREEMPTED, "stopped")
+    assert before.result["restart"] == (preempted.name == first.name)
+    assert "resumed from" in (last.folder / "log.out").read_text()
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Work without numbers, in the shape of the real one: steps that take STEP_S seconds, checkpoints, a stop at a step's end.
 
+With OMP_NOOP_GATE no training takes a step before a file of that name is there: a job still runs, for sure, whatever a test does first.
 The weights are a chain of hashes over the steps: a step that was lost, doubled or resumed from elsewhere shows at the end.
 """
 from __future__ import annotations
@@ -16,6 +17,7 @@ from helpers_campaign import noop_work
 from poise_hpc import files, worker
 
 STEP_S = float(os.environ.get("OMP_NOOP_STEP_S", "0"))  # a worker's environment keeps OMP_*
+GATE = os.environ.get("OMP_NOOP_GATE")
 
 
 def work(job: dict[str, Any], attempt: Path) -> dict[str, Any]:
@@ -27,6 +29,8 @@ def work(job: dict[str, Any], attempt: Path) -> dict[str, Any]:
 
 def train(job: dict[str, Any], attempt: Path) -> str:
     steps = round(float(job.get("until", 1)) * job["config"]["train"]["steps"])
+    while GATE and not Path(GATE).exists() and not worker.stop_requested():
+        time.sleep(0.05)
     done, weights = newest([*map(Path, job["resume"]), attempt])
     for step in range(done, steps):
         if STEP_S:
