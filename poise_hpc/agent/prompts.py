@@ -30,5 +30,5 @@ def system(operator: str) -> str:
 def interface() -> str:
     """The contract and its helpers, as the installed source: a description of them would go stale."""
     folder = files("poise_hpc.algorithms")
-    return "\n\n".join(f"```python poise_hpc/algorithms/{name}\n{folder.joinpath(name).read_text().rstrip()}\n```"
+    return "\n\n".join(f"```python poise_hpc/algorithms/{name}\n{folder.joinpath(name).read_text(encoding='utf-8').rstrip()}\n```"
                        for name in ("base.py", "ops.py", "grpo.py"))

@@ -1,10 +1,8 @@
 """What all commands share: errors as one line and an exit code, `--json`, argument types."""
 from __future__ import annotations
 
-import codecs
 import errno
 import json
-import locale
 import os
 import re
 import sys
@@ -49,10 +47,6 @@ class Group(click.Group):
         super().__init__(*arguments, **settings)
         self.topics: dict[str, tuple[click.Command, ...]] = {}
 
-    def main(self, *arguments: Any, **settings: Any) -> Any:
-        in_utf8()
-        return super().main(*arguments, **settings)
-
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
@@ -75,12 +69,6 @@ class Group(click.Group):
         for topic, commands in self.topics.items():
             with formatter.section(topic):
                 formatter.write_dl([(str(c.name).ljust(width), c.get_short_help_str(200)) for c in commands])
-
-
-def in_utf8() -> None:
-    """This process anew, where the locale has another encoding (en_US.ISO-8859-1): what we read, write and print is UTF-8."""
-    if codecs.lookup(locale.getpreferredencoding(False)).name != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | {"PYTHONUTF8": "1"})
 
 
 def explained(error: Exception) -> str:

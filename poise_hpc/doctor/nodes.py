@@ -34,7 +34,7 @@ def in_a_job(site: Site, config: Config, folder: Path, wait_min: float, say: Cal
         rebuild(where)
         script = where / "probe.sh"
         script.write_text("\n".join(["#!/bin/bash", *sites.setup_lines(site),
-                                     f"srun --kill-on-bad-exit=1 {sites.python_command(site)} -m poise_hpc.probe {sites.shlex.quote(scratch)}", ""]))
+                                     f"srun --kill-on-bad-exit=1 {sites.python_command(site)} -m poise_hpc.probe {sites.shlex.quote(scratch)}", ""]), encoding="utf-8")
         options = sites.sbatch_options(small, "train", nodes)
         try:
             with clean_environment():  # perhaps this is a job itself
