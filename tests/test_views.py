@@ -36,7 +36,7 @@ def test_verdicts(entry, said, logged):
 
 def test_the_leaderboard_of_entries_that_failed_has_no_verdict_of_its_own():
     rows = [{"rank": 1, **views.archived_row(row("c0000", None))}, {"rank": 2, **views.archived_row(compared(1.0, (0.5, 1.5), outcome=Outcome.SUCCEEDED))}]
-    text = views.leaderboard_text({"rows": rows, "score": "curve", "campaign": "c", "records": "c/records", "start": None})
+    text = views.leaderboard_text({"rows": rows, "score": "curve", "campaign": "c", "records": "c/records", "start": None, "problems": []})
     assert text.splitlines()[1].split()[-1] == "-" and "+1.0 [0.5, 1.5]" in text and "cut to 0..100" in text
 
 
