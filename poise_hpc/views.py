@@ -8,6 +8,7 @@ from typing import Any
 from . import eta, files, jobspec, lock, screening, wording
 from .archive import ArchiveView, read
 from .campaign import Campaign, Candidate, load_attempts
+from .jobs import latest_claim
 from .types import BASELINE_ID, START, EntrySummary, Outcome, Stage
 
 
@@ -85,7 +86,7 @@ def running(candidate: Candidate, now: float) -> list[dict[str, Any]]:
     rows = []
     for attempt in candidate.attempts:
         if attempt.result is None:
-            claim = files.read_json(attempt.folder / "claim-0.json")
+            claim = latest_claim(attempt.folder)  # of a requeued job its present start: the wait before is no run time
             progress = eta.read_progress(attempt.folder)
             step, total = progress.get("step", 0), progress.get("total", 0)
             elapsed, left = now - claim["time"] if claim else 0.0, eta.job_left(progress)
