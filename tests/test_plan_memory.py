@@ -36,22 +36,22 @@ def state(config):
 @pytest.mark.parametrize(("train", "ranks", "dtype", "megabytes"), [
     ({"zero_stage": 0}, 1, "float32", 4 + 4 + 8),                               # weights, gradients, Adam
     ({"zero_stage": 0}, 4, "float32", 4 + 4 + 8 + 4),                           # and a bucket, all of it
-    ({"zero_stage": 0}, 1, "bfloat16", 2 + 2 + 4 + 8 + 4),                      # and master weights and their gradients
-    ({"zero_stage": 1}, 4, "bfloat16", 2 + 2 + (4 + 8 + 4) / 4),                # the optimizer's divided by the ranks
-    ({"zero_stage": 2}, 4, "bfloat16", 2 + 2 / 4 + (4 + 8 + 4) / 4),            # gradients too
-    ({"zero_stage": 3}, 4, "bfloat16", 2 / 4 + 2 + 2 / 4 + (4 + 8 + 4) / 4),    # weights too, and a copy to sample from
+    ({"zero_stage": 0}, 1, "bfloat16", 2 + 2 + 4 + 8 + 4),                      # gradients and their sum in float32, master weights
+    ({"zero_stage": 1}, 4, "bfloat16", 2 + 2 + 4 + (4 + 8) / 4),                # the optimizer's divided by the ranks
+    ({"zero_stage": 2}, 4, "bfloat16", 2 + (4 + 4 + 8 + 4) / 4),                # gradients too, as they come and as the optimizer takes them
+    ({"zero_stage": 3}, 4, "bfloat16", (2 + 4 + 4 + 8 + 4) / 4),                # weights too
     ({"zero_stage": 2, "deepspeed": {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}}, 4, "bfloat16", 2),
 ])
 def test_state_by_hand(train, ranks, dtype, megabytes):
     assert state(make(train, ranks, dtype)) == pytest.approx(megabytes)
 
 
-def test_under_zero_3_only_the_transformers_sampler_keeps_whole_weights():
+def test_under_zero_3_only_the_transformers_sampler_needs_whole_weights_and_only_while_it_samples():
     def copies(engine):
         config = configuration.parse({"train": {"zero_stage": 3}, "rollout": {"engine": engine}, "jobs": {"ranks": 4}})
-        return [line.name for line in memory.state(SHAPE, config, True, False) if line.name == "weights, to sample from"]
+        return [(line.bytes, line.phases) for line in memory.state(SHAPE, config, True, False) if line.name == "weights, to sample from"]
 
-    assert copies("hf") == ["weights, to sample from"] and copies("vllm") == []
+    assert copies("hf") == [(4e6, ("rollout",))] and copies("vllm") == []
 
 
 def test_reduction_bucket_is_deepspeeds_default_on_a_gpu_and_as_large_as_the_model_at_most_on_a_cpu():

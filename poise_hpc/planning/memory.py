@@ -91,15 +91,18 @@ def state(shape: Shape, config: Config, gpu: bool, reference: bool) -> list[Line
         lines += [Line("weights, own share", f"{b} x {N:,} / {R}", 0 if offload_weights else b * N / R, TRAINING),
                   Line("weights, gathered", f"{b} x {min(N, LIVE):,} (stage3_max_live_parameters)", b * min(N, LIVE), ("backward",))]
         if config.rollout.engine == "hf":  # vLLM has its own
-            lines.append(Line("weights, to sample from", f"{b} x {N:,}: no rank has whole weights under ZeRO-3", b * N, TRAINING))
+            lines.append(Line("weights, to sample from", f"{b} x {N:,}: no rank has whole weights under ZeRO-3", b * N, ("rollout",)))
     if not offload:
         if z or mixed:
             lines.append(Line("master weights, float32", f"4 x {N:,}{per}", 4 * N / parts, TRAINING))
         lines.append(Line("Adam's two moments", f"8 x {N:,}{per}", 8 * N / parts, TRAINING))
-        if z or mixed:
-            lines.append(Line("gradients, float32", f"4 x {N:,}{per}", 4 * N / parts, ("step",)))
-    share = R if z >= 2 else 1
-    lines.append(Line("gradients", f"{b} x {N:,}" + (f" / {R}" if share > 1 else ""), 0 if offload and z >= 2 else b * N / share, ("backward", "step")))
+        if z > 1 or z and not mixed:
+            lines.append(Line("gradients, for the optimizer", f"4 x {N:,}{per}", 4 * N / parts, ("step",)))
+    share, late = (R if z >= 2 else 1), ("backward", "step")
+    if z < 2 or not mixed:
+        lines.append(Line("gradients", f"{b} x {N:,}" + (f" / {R}" if share > 1 else ""), 0 if offload and z >= 2 else b * N / share, late))
+    if mixed:
+        lines.append(Line("gradients, their sum in float32", f"4 x {N:,}" + (f" / {R}" if share > 1 else ""), 0 if offload else 4 * N / share, late))
     if z:
         lines.append(Line("reduction bucket", f"{b} x {bucket:,.0f} (reduce_bucket_size)", b * bucket, ("backward",)))
     elif R > 1:
