@@ -67,6 +67,28 @@ def test_cache_by_hand():
     assert found["logits of the last tokens", "rollout"] == 32 * 50 * 24
 
 
+def test_the_transformers_sampler_takes_as_many_prompts_together_as_their_cache_allows(monkeypatch):
+    from poise_hpc.rollout import kv_cache
+
+    assert kv_cache.prompts_at_once(1024, 4, 6, 8, 120) == 256   # 1,024 completions
+    monkeypatch.setattr(kv_cache, "CACHE_BYTES", 120 * (6 + 4 * 8) * 3 + 1)
+    assert kv_cache.prompts_at_once(1024, 4, 6, 8, 120) == 3     # as many as fit
+    assert kv_cache.prompts_at_once(1024, 400, 6, 8, 120) == 1   # at least one
+    assert lines(make())["cache of keys and values", "rollout"] == 30 * 4 * (6 + 4 * 8) * 3
+
+
+def test_vllm_needs_room_for_its_weights():
+    """1,000,000 parameters of 4 bytes, and 14 tokens of 120 bytes, in a share of 0.4 of the memory."""
+    def lacks(gb, **rollout):
+        config = configuration.parse({"rollout": {"engine": "vllm", **rollout}, "jobs": {"ranks": 2, "evaluate_by": "seed"}})
+        return memory.vllm_lacks(SHAPE, config, LENGTHS, gb)
+
+    needed = (4e6 + 14 * 120) / 2**30
+    assert lacks(1.001 * needed / 0.4) == "" and "tensor_parallel: 2" in lacks(0.999 * needed / 0.4)
+    assert lacks(0.501 * needed / 0.4, tensor_parallel=2) == ""
+    assert lacks(1.001 * needed / 0.9, vllm={"gpu_memory_utilization": 0.9}) == "" and lacks(None) == ""
+
+
 def test_attention_by_hand():
     # Queries 10 wide, keys 5, or 10 repeated. A quarter of the prompt each: 8 + 6 / 4 queries, 6 + 8 + 6 / 4 keys; a mask of 8 x 14.
     assert memory.attention(SHAPE, 4, LENGTHS, 4, True, gpu=False) == (2 * 4 * (10 * 9.5 + 5 * 15.5), 4 * 8 * 14)
