@@ -168,11 +168,17 @@ def _first(row: dict[str, Any], names: Sequence[str]) -> Any:
 def _answer(row: dict[str, Any]) -> str:
     answer = _first(row, ANSWER)
     if answer is None:
-        return boxed(str(row.get("solution") or "")) or ""
+        return _boxed(str(row.get("solution") or ""))
     if isinstance(answer, float) and answer.is_integer():
         answer = int(answer)
     parts = answer if isinstance(answer, list) else [answer]
     return ", ".join(str(part).strip().strip("$").strip() for part in parts)
+
+
+def _boxed(solution: str) -> str:
+    r"""What the last box holds; some of MATH's solutions write it without braces, $x = \boxed 5$."""
+    bare = re.findall(r"\\boxed\s+([^\s{}$]+)\s*\$", solution)
+    return boxed(solution) or (bare[-1] if bare else "")
 
 
 def _level(level: Any) -> int | None:

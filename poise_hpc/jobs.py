@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ POLL_S = 0.2
 LAST_WORDS_S = 20.0  # that the other ranks have for their outcomes when one has failed: their supervisors end them after 10
 GRACE_S = 60.0     # between a stop signal and the kill, without a site: one training step and a checkpoint must fit
 SAVE = ("prepare", "train", "evaluate")  # kinds of jobs that go on from what they had done
+GPUS = "POISE_JOB_GPUS"  # environment of a job on this host: CUDA_VISIBLE_DEVICES of who submitted it, or "all"
 STOP = "stop.json"  # in an attempt's folder: a person wants its job to save and end
 FILE_GB = 64.0
 BEAT, STALE_CACHE_S = ".poise-beat", 24 * 3600.0  # a job's caches on a node, and how long they may go without its heartbeat
@@ -172,7 +174,7 @@ class Supervisor:
         if self.cache:
             remove_stale_caches(self.cache, time.time())
 
-        env = isolation.environment(os.environ, self.attempt, self._rendezvous() | {
+        env = isolation.environment(with_gpus(os.environ), self.attempt, self._rendezvous() | {
             "OMP_NUM_THREADS": str(self.job["threads"]), "POISE_JOB_NETWORK": walls["network"],
             "POISE_JOB_RESTART": str(self.me.restart), inside.VARIABLE: str(self.inside), **self.job.get("environment", {})})
         with open(self.attempt / (f"log-{self.me.rank}.out" if self.me.rank else "log.out"), "ab") as log:
@@ -336,6 +338,14 @@ class Supervisor:
         for dump in sorted(self.attempt.glob("stack-*.txt")):
             frames += [line.strip() for line in dump.read_text(errors="replace").splitlines() if package + os.sep in line]
         return "\n".join(frames[:5])
+
+
+def with_gpus(env: Mapping[str, str]) -> dict[str, str]:
+    """On this host a job sees the GPUs that its submitter saw; in Slurm, those that Slurm gives it."""
+    shown = env.get(GPUS) if "SLURM_PROCID" not in env else None
+    if shown is None:
+        return dict(env)
+    return {k: v for k, v in env.items() if k != "CUDA_VISIBLE_DEVICES"} | ({} if shown == "all" else {"CUDA_VISIBLE_DEVICES": shown})
 
 
 def _as_dumped(path: str) -> str:

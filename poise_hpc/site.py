@@ -207,7 +207,8 @@ def sbatch_parameters(site: Site, stage: str, ranks: int = 1, avoid: Sequence[st
         "setup": setup_lines(site),
         # Since 22.05 srun no longer takes this from sbatch: the ranks of a node would share one CPU.
         # kill-on-bad-exit: when one rank's supervisor dies, the others would wait in their next collective.
-        "srun_args": [f"--cpus-per-task={cpus}", "--kill-on-bad-exit=1"],
+        # wait: a site's own WaitTime would end rank 0, which evaluates alone, soon after the others are done.
+        "srun_args": [f"--cpus-per-task={cpus}", "--kill-on-bad-exit=1", "--wait=0"],
         "additional_parameters": extra,
     }
     # wckey even if None: submitit's default is "submitit", which sites that account by wckeys refuse.

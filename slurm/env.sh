@@ -25,7 +25,7 @@ trap 'rmdir "${POISE_JOB_CACHE:-/nonexistent}" 2>/dev/null || true' EXIT
 # same job goes back into the queue. Otherwise the exit code is theirs.
 run_ranks() {
   local code=0 step
-  srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" bash -c "exec ${POISE_PYTHON:-python} \"\$@\"" python "$@" &
+  srun --kill-on-bad-exit=1 --wait=0 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" bash -c "exec ${POISE_PYTHON:-python} \"\$@\"" python "$@" &
   step=$!
   trap 'say "warned by Slurm: the ranks save and stop"; kill -USR1 "$step"' USR1
   wait "$step" || code=$?

@@ -1,6 +1,7 @@
 """Jobs as processes of this host: found again by a restarted controller, noticed when dead, several ranks, odd paths."""
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -79,6 +80,23 @@ def test_a_restarted_controller_finds_its_running_job(tmp_path):
     stop(third, attempt)
     assert files.read_json(attempt / "result.json")["outcome"] == Outcome.PREEMPTED
     del first
+
+
+@pytest.mark.parametrize("shown", [None, "", "2,3"])
+def test_a_job_of_this_host_sees_the_gpus_of_its_submitter(tmp_path, monkeypatch, shown):
+    """Who may sit in an interactive job of Slurm."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for name, value in ({} if shown is None else {"CUDA_VISIBLE_DEVICES": shown, "SLURM_JOB_ID": "77", "SLURM_PROCID": "0", "SLURM_NTASKS": "1",
+                                                  "SLURM_LOCALID": "0", "SLURM_JOB_NODELIST": "gpu7"}).items():
+        monkeypatch.setenv(name, value)
+    driven = controller(new(tmp_path / "c", "environment").root)
+    driven.step()
+    attempt = prepare(driven, 1)
+    until((attempt / "result.json").exists, "no result")
+    (model,) = (tmp_path / "cache" / "models").glob("*/model.safetensors")
+    seen = json.loads(model.read_text())
+    assert seen.get("CUDA_VISIBLE_DEVICES") == shown and seen["MASTER_ADDR"] == "127.0.0.1" and "SLURM_JOB_ID" not in seen
+    assert files.read_json(attempt / "result.json")["job_id"] == files.read_json(attempt / "submitted.json")["job_id"]
 
 
 @pytest.mark.parametrize("victim", ["supervisor", "launcher and supervisor"])

@@ -24,9 +24,11 @@ def test_publishers_columns_become_canonical():
         {"question": "What is $2+2$?", "final_answer": ["$4$"], "level": "Level 5"},
         {"problem": "What is $x$?", "final_answer": ["1", "2"], "level": "Level ?"},
         {"problem": "What is $3+3$?", "solution": r"It is \boxed{5}, no, \boxed{6}.", "level": 1},
-        {"problem": "What is $4+4$?", "answer": 8.0, "unique_id": "test/8.json"}], "here")
+        {"problem": "What is $4+4$?", "answer": 8.0, "unique_id": "test/8.json"},
+        {"problem": "What is $5+5$?", "solution": r"So $x = \boxed 9$, no, $x=\boxed 10$."}], "here")
     assert rows == [data.Row("a-1", "What is $1+1$?", "2"), data.Row("00001", "What is $2+2$?", "4", 5), data.Row("00002", "What is $x$?", "1, 2"),
-                    data.Row("00003", "What is $3+3$?", "6", 1), data.Row("test/8.json", "What is $4+4$?", "8")]
+                    data.Row("00003", "What is $3+3$?", "6", 1), data.Row("test/8.json", "What is $4+4$?", "8"),
+                    data.Row("00005", "What is $5+5$?", "10")]
 
 
 def test_ids_that_repeat_are_replaced():

@@ -11,7 +11,7 @@ from helpers_text import generated, math_options, model_folder, problem_sets, wr
 from poise_hpc import config as configuration
 from poise_hpc import data
 from poise_hpc.settings import overlay, read
-from poise_hpc.tasks.base import file_sha256, load_task
+from poise_hpc.tasks.base import file_sha256, load_task, run_prepare
 from poise_hpc.tasks.math import Math
 from poise_hpc.tasks.text import read_template
 from poise_hpc.types import PoiseError, UsageError
@@ -76,6 +76,15 @@ def test_levels_are_chosen(folders, task):
 def test_too_few_training_problems(folders):
     with pytest.raises(UsageError, match=r"'drill' has 60 problems of levels \[3, 4, 5\] .* 61 were asked for"):
         make(folders, train={"set": "drill", "problems": 61}).train_problem(0, 0)
+
+
+def test_prepare_misses_training_problems_before_anything_trains(folders, tmp_path):
+    config = configuration.parse({
+        "task": {"name": "math", "options": math_options(folders[1], train={"set": "drill", "problems": 61})},
+        "model": {"source": "path", "path": str(folders[0])},
+        "evaluate": {"benchmarks": {"exam": {"split": "exam", "problems": 12, "samples": 1, "metrics": {"acc@1": 1.0}}}}})
+    with pytest.raises(UsageError, match="61 were asked for"):
+        run_prepare({"config": config.dump()}, tmp_path)
 
 
 def test_long_prompts_leave_training_and_stop_an_evaluation(folders, task):

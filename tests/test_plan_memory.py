@@ -36,22 +36,22 @@ def state(config):
 @pytest.mark.parametrize(("train", "ranks", "dtype", "megabytes"), [
     ({"zero_stage": 0}, 1, "float32", 4 + 4 + 8),                               # weights, gradients, Adam
     ({"zero_stage": 0}, 4, "float32", 4 + 4 + 8 + 4),                           # and a bucket, all of it
-    ({"zero_stage": 0}, 1, "bfloat16", 2 + 2 + 4 + 8 + 4),                      # and master weights and their gradients
-    ({"zero_stage": 1}, 4, "bfloat16", 2 + 2 + (4 + 8 + 4) / 4),                # the optimizer's divided by the ranks
-    ({"zero_stage": 2}, 4, "bfloat16", 2 + 2 / 4 + (4 + 8 + 4) / 4),            # gradients too
-    ({"zero_stage": 3}, 4, "bfloat16", 2 / 4 + 2 + 2 / 4 + (4 + 8 + 4) / 4),    # weights too, and a copy to sample from
+    ({"zero_stage": 0}, 1, "bfloat16", 2 + 2 + 4 + 8 + 4),                      # gradients and their sum in float32, master weights
+    ({"zero_stage": 1}, 4, "bfloat16", 2 + 2 + 4 + (4 + 8) / 4),                # the optimizer's divided by the ranks
+    ({"zero_stage": 2}, 4, "bfloat16", 2 + (4 + 4 + 8 + 4) / 4),                # gradients too, as they come and as the optimizer takes them
+    ({"zero_stage": 3}, 4, "bfloat16", (2 + 4 + 4 + 8 + 4) / 4),                # weights too
     ({"zero_stage": 2, "deepspeed": {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}}, 4, "bfloat16", 2),
 ])
 def test_state_by_hand(train, ranks, dtype, megabytes):
     assert state(make(train, ranks, dtype)) == pytest.approx(megabytes)
 
 
-def test_under_zero_3_only_the_transformers_sampler_keeps_whole_weights():
+def test_under_zero_3_only_the_transformers_sampler_needs_whole_weights_and_only_while_it_samples():
     def copies(engine):
         config = configuration.parse({"train": {"zero_stage": 3}, "rollout": {"engine": engine}, "jobs": {"ranks": 4}})
-        return [line.name for line in memory.state(SHAPE, config, True, False) if line.name == "weights, to sample from"]
+        return [(line.bytes, line.phases) for line in memory.state(SHAPE, config, True, False) if line.name == "weights, to sample from"]
 
-    assert copies("hf") == ["weights, to sample from"] and copies("vllm") == []
+    assert copies("hf") == [(4e6, ("rollout",))] and copies("vllm") == []
 
 
 def test_reduction_bucket_is_deepspeeds_default_on_a_gpu_and_as_large_as_the_model_at_most_on_a_cpu():
@@ -65,6 +65,28 @@ def test_cache_by_hand():
     found = lines(make())
     assert found["cache of keys and values", "rollout"] == 30 * 4 * (32 * 8 + 8 * 6)
     assert found["logits of the last tokens", "rollout"] == 32 * 50 * 24
+
+
+def test_the_transformers_sampler_takes_as_many_prompts_together_as_their_cache_allows(monkeypatch):
+    from poise_hpc.rollout import kv_cache
+
+    assert kv_cache.prompts_at_once(1024, 4, 6, 8, 120) == 256   # 1,024 completions
+    monkeypatch.setattr(kv_cache, "CACHE_BYTES", 120 * (6 + 4 * 8) * 3 + 1)
+    assert kv_cache.prompts_at_once(1024, 4, 6, 8, 120) == 3     # as many as fit
+    assert kv_cache.prompts_at_once(1024, 400, 6, 8, 120) == 1   # at least one
+    assert lines(make())["cache of keys and values", "rollout"] == 30 * 4 * (6 + 4 * 8) * 3
+
+
+def test_vllm_needs_room_for_its_weights():
+    """1,000,000 parameters of 4 bytes, and 14 tokens of 120 bytes, in a share of 0.4 of the memory."""
+    def lacks(gb, **rollout):
+        config = configuration.parse({"rollout": {"engine": "vllm", **rollout}, "jobs": {"ranks": 2, "evaluate_by": "seed"}})
+        return memory.vllm_lacks(SHAPE, config, LENGTHS, gb)
+
+    needed = (4e6 + 14 * 120) / 2**30
+    assert lacks(1.001 * needed / 0.4) == "" and "tensor_parallel: 2" in lacks(0.999 * needed / 0.4)
+    assert lacks(0.501 * needed / 0.4, tensor_parallel=2) == ""
+    assert lacks(1.001 * needed / 0.9, vllm={"gpu_memory_utilization": 0.9}) == "" and lacks(None) == ""
 
 
 def test_attention_by_hand():

@@ -78,6 +78,19 @@ def test_rows_leave_the_batch_without_changing_the_rest(monkeypatch):
         torch.testing.assert_close(early.logp, other.logp, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("kind, kept", [("qwen2", 2 * 2 * 2 * 4 * 4), ("gpt2", 2 * 2 * 4 * 4 * 4)])  # layers, keys and values, heads, size, bytes
+def test_a_large_cache_is_filled_for_fewer_prompts_at_a_time(monkeypatch, kind, kept):
+    engine, prompts, together = HFEngine(tiny_model(kind)), [[2, 3, 4], [5, 6, 7], [3, 3, 3]], []
+    decode = engine._decode
+    monkeypatch.setattr(engine, "_decode", lambda part, *rest: (together.append(len(part)), decode(part, *rest))[1])
+    whole = engine.generate(prompts, 4, keys=[1, 2, 3], **ARGUMENTS)
+    monkeypatch.setattr("poise_hpc.rollout.kv_cache.CACHE_BYTES", 2 * kept * (3 + 4 * 12))
+    parts = engine.generate(prompts, 4, keys=[1, 2, 3], **ARGUMENTS)
+    monkeypatch.setattr("poise_hpc.rollout.kv_cache.CACHE_BYTES", 2 * kept * (3 + 4 * 12) - 1)
+    engine.generate(prompts, 4, keys=[1, 2, 3], **ARGUMENTS)
+    assert together == [3, 2, 1, 1, 1, 1] and parts.tokens.equal(whole.tokens)
+
+
 def test_dropout_is_off_while_sampling_and_the_mode_is_kept():
     model = tiny_model("gpt2").train()
     a, b = (HFEngine(model).generate([[2, 3]], 8, keys=[5], **ARGUMENTS) for _ in range(2))

@@ -32,8 +32,11 @@ def left_behind() -> set[Path]:
     return set(Path("/dev/shm").glob("-tp:0-*cpushm_*"))
 
 
-def test_two_ranks_hold_one_engine(tmp_path):
+def test_two_ranks_hold_one_engine(tmp_path, monkeypatch):
     (tmp_path / "one").mkdir()
+    deep = tmp_path / ("x" * 100)  # as long as an attempt's own temporary folder
+    deep.mkdir()
+    monkeypatch.setenv("TMPDIR", str(deep))
     before = left_behind()
     alone, together = (json.loads(next(line for line in run("parallel", tmp_path / name, ranks=ranks).splitlines() if line.startswith("{")))
                        for name, ranks in (("one", 1), ("two", 2)))

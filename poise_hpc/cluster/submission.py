@@ -40,7 +40,9 @@ def start(attempt: Path, ranks: int) -> subprocess.Popen[bytes]:
     local = submitit.LocalExecutor(folder=folder(attempt))
     # Limits are ours (jobs.Supervisor): submitit's would end a run without asking whether it is resumable.
     local.update_parameters(timeout_min=60 * 24 * 30, tasks_per_node=ranks, stderr_to_stdout=True)
-    with without_secrets(), deaf_to_ctrl_c():
+    # submitit's hides every GPU that was not asked of it by number; the supervisor takes this instead.
+    os.environ[jobs.GPUS] = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
+    with clean_environment(), deaf_to_ctrl_c():  # in an interactive job of Slurm, too, this is a process of this host
         return local.submit(jobs.run_attempt, str(attempt))._process
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from ..config import Config
 from .devices import Device
-from .memory import EVALUATED_AT_ONCE, SAMPLED_AT_ONCE, Lengths, itemsize, microbatch, offloaded
+from .memory import Lengths, itemsize, microbatch, offloaded, sampled_at_once
 from .shape import Shape
 
 PARTS = ("start", "rollout", "update", "evaluate", "check")
@@ -57,8 +57,8 @@ def predict(shape: Shape, config: Config, tokens: Tokens, lengths: Lengths, devi
     by_train = config.jobs.evaluate_by == "train"
     mine = -(-config.rollout.prompts // ranks)
     steps = config.train.steps
-    rollout = decode(shape, config, device, tokens, lengths, mine, config.rollout.group_size, SAMPLED_AT_ONCE, config.rollout.engine) * config.rollout.max_rounds
-    evaluate = sum(decode(shape, config, device, tokens, lengths, b.problems, b.samples, EVALUATED_AT_ONCE, config.evaluation_engine)
+    rollout = decode(shape, config, device, tokens, lengths, mine, config.rollout.group_size, config.rollout.engine) * config.rollout.max_rounds
+    evaluate = sum(decode(shape, config, device, tokens, lengths, b.problems, b.samples, config.evaluation_engine)
                    for b in config.evaluate.benchmarks.values())
     start = START_GPU_S if gpu else START_S
     return {"start": start, "rollout": steps * rollout, "update": steps * update(shape, config, tokens, lengths, device),
@@ -85,12 +85,11 @@ def update(shape: Shape, config: Config, tokens: Tokens, lengths: Lengths, devic
             + moved / LINK + host / HOST + optimizer * 16 * N / parts / device.bandwidth)
 
 
-def decode(shape: Shape, config: Config, device: Device, tokens: Tokens, lengths: Lengths, prompts: int, n: int, at_once: int,
-           engine: str) -> float:
+def decode(shape: Shape, config: Config, device: Device, tokens: Tokens, lengths: Lengths, prompts: int, n: int, engine: str) -> float:
     """Seconds to sample n completions of each prompt on one rank: arithmetic, or reading weights and cache, whichever takes
     longer; and what every step costs however small it is."""
     b, rows = itemsize(config), prompts * n
-    batches = -(-prompts // max(1, at_once // n)) if engine == "hf" else 1
+    batches = -(-prompts // sampled_at_once(shape, config, lengths, n)) if engine == "hf" else 1
     steps = batches * lengths.completion                        # somebody always runs to the end
     context = tokens.prompt + tokens.completion / 2
     flops = forward_flops(shape, prompts * tokens.prompt, tokens.prompt / 2) + forward_flops(shape, rows * tokens.completion, context)

@@ -26,7 +26,7 @@ GPU_CONTEXT = 1.5 * GIB       # CUDA and NCCL, kernels loaded. Assumed
 CPU_CONTEXT = 0.75 * GIB      # Python with torch, transformers and deepspeed: docs/PLAN.md
 SLACK = 0.05                  # of the rest: what the allocator holds and cannot use. Assumed
 PADDED = 1.15                 # rows of attention's rectangles over those of completions: docs/TRAINER.md
-EVALUATED_AT_ONCE = SAMPLED_AT_ONCE = 1024  # completions in one batch: evaluation.job.ROWS_AT_ONCE, rollout.hf_engine
+AT_ONCE = 1024                # completions in one batch: evaluation.job.ROWS_AT_ONCE, rollout.hf_engine
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class Line:
 @dataclass(frozen=True)
 class Estimate:
     lines: tuple[Line, ...]
+    lacks: str = ""       # why it could not even start
 
     def phase(self, name: str) -> float:
         return sum(line.bytes for line in self.lines if name in line.phases)
@@ -72,7 +73,7 @@ def estimate(shape: Shape, config: Config, lengths: Lengths, memory_gb: float | 
                    CPU_CONTEXT, PHASES)
     slack = [Line("allocator", f"{SLACK:.0%} of the {phase} lines; assumed", SLACK * sum(x.bytes for x in lines if phase in x.phases), (phase,))
              for phase in PHASES] if gpu else []
-    return Estimate((*lines, context, *slack))
+    return Estimate((*lines, context, *slack), vllm_lacks(shape, config, lengths, memory_gb))
 
 
 def state(shape: Shape, config: Config, gpu: bool, reference: bool) -> list[Line]:
@@ -91,15 +92,18 @@ def state(shape: Shape, config: Config, gpu: bool, reference: bool) -> list[Line
         lines += [Line("weights, own share", f"{b} x {N:,} / {R}", 0 if offload_weights else b * N / R, TRAINING),
                   Line("weights, gathered", f"{b} x {min(N, LIVE):,} (stage3_max_live_parameters)", b * min(N, LIVE), ("backward",))]
         if config.rollout.engine == "hf":  # vLLM has its own
-            lines.append(Line("weights, to sample from", f"{b} x {N:,}: no rank has whole weights under ZeRO-3", b * N, TRAINING))
+            lines.append(Line("weights, to sample from", f"{b} x {N:,}: no rank has whole weights under ZeRO-3", b * N, ("rollout",)))
     if not offload:
         if z or mixed:
             lines.append(Line("master weights, float32", f"4 x {N:,}{per}", 4 * N / parts, TRAINING))
         lines.append(Line("Adam's two moments", f"8 x {N:,}{per}", 8 * N / parts, TRAINING))
-        if z or mixed:
-            lines.append(Line("gradients, float32", f"4 x {N:,}{per}", 4 * N / parts, ("step",)))
-    share = R if z >= 2 else 1
-    lines.append(Line("gradients", f"{b} x {N:,}" + (f" / {R}" if share > 1 else ""), 0 if offload and z >= 2 else b * N / share, ("backward", "step")))
+        if z > 1 or z and not mixed:
+            lines.append(Line("gradients, for the optimizer", f"4 x {N:,}{per}", 4 * N / parts, ("step",)))
+    share, late = (R if z >= 2 else 1), ("backward", "step")
+    if z < 2 or not mixed:
+        lines.append(Line("gradients", f"{b} x {N:,}" + (f" / {R}" if share > 1 else ""), 0 if offload and z >= 2 else b * N / share, late))
+    if mixed:
+        lines.append(Line("gradients, their sum in float32", f"4 x {N:,}" + (f" / {R}" if share > 1 else ""), 0 if offload else 4 * N / share, late))
     if z:
         lines.append(Line("reduction bucket", f"{b} x {bucket:,.0f} (reduce_bucket_size)", b * bucket, ("backward",)))
     elif R > 1:
@@ -179,26 +183,49 @@ def sampling(shape: Shape, config: Config, lengths: Lengths, memory_gb: float | 
     """Cache and logits of the sampler, in training."""
     n = config.rollout.group_size
     if config.rollout.engine == "vllm":
-        from ..training.job import SHARE
-
-        share = config.rollout.vllm.get("gpu_memory_utilization", SHARE)
+        share = vllm_share(config)
         return [Line("vLLM, its weights and cache", f"{share:g} of {memory_gb or 0:g} GiB (rollout.vllm.gpu_memory_utilization); it sleeps during the update",
                      share * (memory_gb or 0) * GIB, ("rollout",))]
     mine = -(-config.rollout.prompts // config.jobs.ranks)
-    return cache(shape, itemsize(config), lengths, min(mine, max(1, SAMPLED_AT_ONCE // n)) * n, n, ("rollout",))
+    return cache(shape, itemsize(config), lengths, min(mine, sampled_at_once(shape, config, lengths, n)), n, ("rollout",))
+
+
+def sampled_at_once(shape: Shape, config: Config, lengths: Lengths, n: int) -> int:
+    """Prompts in one batch of the transformers sampler."""
+    from ..rollout.kv_cache import prompts_at_once
+
+    return prompts_at_once(AT_ONCE, n, lengths.prompt, lengths.completion, shape.kv_per_token * itemsize(config))
+
+
+def vllm_lacks(shape: Shape, config: Config, lengths: Lengths, memory_gb: float | None) -> str:
+    """Why vLLM would not start in training: its share must hold its part of the weights and the cache of one completion at least."""
+    parts, share = config.rollout.tensor_parallel, vllm_share(config)
+    if config.rollout.engine != "vllm" or memory_gb is None:
+        return ""
+    weights, kept = (itemsize(config) * numbers / GIB for numbers in (shape.parameters, shape.kv_per_token * (lengths.prompt + lengths.completion)))
+    if (weights + kept) / parts <= share * memory_gb:
+        return ""
+    return (f"vLLM's share of a GPU is {share * memory_gb:.1f} GiB, its part of the weights {weights / parts:.1f} and one completion's cache "
+            f"{kept / parts:.1f}: a larger rollout.vllm.gpu_memory_utilization than {share:g}, or rollout.tensor_parallel: {2 * parts}, was wanted")
+
+
+def vllm_share(config: Config) -> float:
+    from ..training.job import SHARE
+
+    return float(config.rollout.vllm.get("gpu_memory_utilization", SHARE))
 
 
 def evaluation(shape: Shape, config: Config, lengths: Lengths) -> list[Line]:
     """The largest batch of any benchmark, with the transformers engine; vLLM fits its cache to what there is."""
     if config.evaluation_engine == "vllm":
         return []
-    chunks = [(min(x.problems, max(1, EVALUATED_AT_ONCE // x.samples)) * x.samples, x.samples) for x in config.evaluate.benchmarks.values()]
-    rows, n = max(chunks)
-    return cache(shape, itemsize(config), lengths, rows, n, ("evaluate",))
+    batches = [(min(x.problems, sampled_at_once(shape, config, lengths, x.samples)), x.samples) for x in config.evaluate.benchmarks.values()]
+    prompts, n = max(batches, key=lambda batch: batch[0] * (lengths.prompt + batch[1] * lengths.completion))
+    return cache(shape, itemsize(config), lengths, prompts, n, ("evaluate",))
 
 
-def cache(shape: Shape, b: int, lengths: Lengths, rows: int, n: int, phases: tuple[str, ...]) -> list[Line]:
-    kept, prompts = shape.kv_per_token, rows // n
+def cache(shape: Shape, b: int, lengths: Lengths, prompts: int, n: int, phases: tuple[str, ...]) -> list[Line]:
+    kept, rows = shape.kv_per_token, prompts * n
     # Per row: the logits, and in float32 scaled, normalized and as probabilities; their sums in float64.
     each = b + 4 + 4 + 4 + 8
     return [Line("cache of keys and values", f"{kept:,} x {b} x ({rows:,} completions x {lengths.completion:,} + {prompts:,} prompts x {lengths.prompt:,})",

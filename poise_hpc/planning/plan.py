@@ -50,7 +50,7 @@ class Setting:
         return cost.predict(self.shape, config or self.config, self.tokens, self.lengths, self.device, self.gpu)
 
     def fits(self, found: Estimate) -> bool | None:
-        return None if self.device.memory_gb is None else found.peak <= self.device.memory_gb * GIB
+        return None if self.device.memory_gb is None else not found.lacks and found.peak <= self.device.memory_gb * GIB
 
 
 def plan(config: Config, site: Site | None = None, campaign: Campaign | None = None, model: Path | None = None) -> dict[str, Any]:
@@ -248,11 +248,13 @@ def check(config: Config, site: Site, force: bool = False) -> str:
 def memory_data(setting: Setting, found: Estimate) -> dict[str, Any]:
     fits, limit = setting.fits(found), setting.device.memory_gb
     return {"lines": [asdict(line) for line in found.lines], "phases": {p: found.phase(p) for p in memory.PHASES}, "peak": found.peak,
-            "worst": found.worst, "limit_gb": limit, "fits": fits, "tight": bool(fits) and found.peak > TIGHT * (limit or 0) * GIB,
+            "worst": found.worst, "lacks": found.lacks, "limit_gb": limit, "fits": fits, "tight": bool(fits) and found.peak > TIGHT * (limit or 0) * GIB,
             "ways_out": [] if fits is not False else ways_out(setting)}
 
 
 def refusal(data: dict[str, Any]) -> str:
+    if data["lacks"]:
+        return f"does not fit: {data['lacks']}"
     lines = [f"does not fit: {data['worst']} needs {data['peak'] / GIB:.1f} GiB a rank, there are {data['limit_gb']:g}"]
     lines += [f"  {line['bytes'] / GIB:8.2f}  {line['name']}" for line in
               sorted((x for x in data["lines"] if data["worst"] in x["phases"]), key=lambda x: -x["bytes"])[:5]]

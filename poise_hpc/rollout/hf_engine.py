@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from . import attention
 from .base import RolloutEngine, Rollouts, uniforms
-from .kv_cache import BufferLayer
+from .kv_cache import BufferLayer, prompts_at_once
 from .recall import Recorder
 
 COMPACT = 0.8  # finished rows leave once at most this share of the batch is alive: copying the cache costs, too
@@ -27,7 +27,7 @@ class HFEngine(RolloutEngine):
     """Samples from the very module it is given: `load_weights` keeps a reference, there is no second copy."""
 
     def __init__(self, model: nn.Module, rows_at_once: int = 1024, recall_bytes: int = 0):
-        self.rows_at_once = rows_at_once  # bounds the memory of the cache
+        self.rows_at_once = rows_at_once
         self.recall_bytes = recall_bytes  # what may be kept for the update (`recall.py`); 0: nothing is
         self.exact = model.dtype == torch.float32  # in bfloat16 the order of summation shows in the log-probs
         self.load_weights(model)
@@ -40,7 +40,10 @@ class HFEngine(RolloutEngine):
                  eos_id: int, pad_id: int, keys: Sequence[int]) -> Rollouts:
         if len(prompts) != len(keys) or not prompts:
             raise ValueError(f"{len(prompts)} prompts and {len(keys)} keys: one key per prompt, and at least one, were wanted")
-        step = max(1, self.rows_at_once // n)
+        config = self.model.config.get_text_config()
+        kept = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        kept *= 2 * config.num_hidden_layers * (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+        step = prompts_at_once(self.rows_at_once, n, max(map(len, prompts)), max_new_tokens, kept * self.model.dtype.itemsize)
         training = self.model.training
         self.model.eval()  # with dropout on, the log-probs would be those of no policy
         recorder = Recorder(self.model, len(prompts), max(map(len, prompts)), len(prompts) * n, max_new_tokens - 1)

@@ -7,6 +7,13 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
+CACHE_BYTES = 16 << 30  # of keys and values at a time; longer completions are sampled for fewer prompts together
+
+
+def prompts_at_once(rows: int, n: int, prompt: int, completion: int, bytes_per_token: int) -> int:
+    """How many prompts are sampled n times each in one batch: of `rows` completions and CACHE_BYTES at most, but at least one."""
+    return max(1, min(rows // n, CACHE_BYTES // (bytes_per_token * (prompt + n * completion))))
+
 
 class BufferLayer(CacheLayerMixin):
     """One layer's keys and values of the completions, (rows, heads, capacity, size), of which `used` positions are filled."""

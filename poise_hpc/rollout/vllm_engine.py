@@ -31,6 +31,7 @@ TOLERANCE = {"float32": 1e-3, "bfloat16": 0.15}  # mean |difference| of the prob
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",       # the model is in this process, where its weights can be written
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",       # bound to "its" cores, every job of a node would take the same ones
+    "VLLM_RPC_BASE_PATH": "/dev/shm",            # of sockets, whose path may have 107 characters: an attempt's own folder has more
     "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
 
 _engine: tuple[dict[str, Any], VLLMEngine] | None = None

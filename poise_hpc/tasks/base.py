@@ -185,7 +185,8 @@ def run_prepare(job: dict[str, Any], attempt_dir: Path) -> dict[str, Any]:
             raise PoiseError(f"model.path: {folder} is no Hugging Face model folder (it has no config.json)")
     else:
         folder = prepared_model(task, Path(job["cache_dir"]), worker.progress)
-    for benchmark in config.evaluate.benchmarks.values():  # problems that are missing are missed here, not after training
+    task.train_problem(config.search.train_seeds[0], 0)  # problems that are missing are missed here, not in or after training
+    for benchmark in config.evaluate.benchmarks.values():
         task.problems(benchmark.split, config.evaluate.purpose, benchmark.problems)
     vocabulary = getattr(task, "vocabulary", dict)()  # a plug-in need not have any; its records are then read with its own code
     return {"model": str(folder), "model_sha256": weights_sha256(folder), "data_sha256": task.data_sha256(), "vocabulary": vocabulary}

@@ -53,6 +53,8 @@ def deepspeed_config(train: Train, dtype: str) -> dict[str, Any]:
         "managed_gradient_accumulation": False,     # microbatches vary from step to step: `step` is the boundary
         "zero_optimization": {"stage": stage(train, dtype)},
         "bf16": {"enabled": dtype == "bfloat16"},
+        # In bfloat16, its default, a sum over many microbatches would depend on how many there are (0.8 % of a gradient with 64).
+        "data_types": {"grad_accum_dtype": "fp32"},
         "gradient_clipping": train.gradient_clip,
         "steps_per_print": None,
     }, train.deepspeed)
@@ -70,12 +72,11 @@ class Engine:
     """A policy and its optimizer, spread over the ranks."""
 
     def __init__(self, policy: nn.Module, train: Train, dtype: str, ranks: Ranks, sampled: bool = True):
-        """`sampled`: somebody samples from the model itself. ZeRO-3 leaves no rank with whole weights, so that takes a copy of them."""
-        import copy
-
+        """`sampled`: somebody samples from the model itself. ZeRO-3 leaves no rank with whole weights, so that takes a second model, which
+        has weights between `full_model` and `rest`."""
         self.ranks, self._norm = ranks, None
         self._spread = train.zero_stage == 3
-        whole = copy.deepcopy(policy.model) if self._spread and sampled else None
+        whole = hollow(policy.model) if self._spread and sampled else None
         self._plain = stage(train, dtype) == 0  # weights and moments are whole on every rank
         self._optimizer = optimizer = torch.optim.AdamW(policy.parameters(), lr=train.learning_rate, betas=train.betas,
                                       weight_decay=train.weight_decay, fused=True)
@@ -119,14 +120,19 @@ class Engine:
         return _quiet_import().zero.GatheredParameters(parameters) if self._spread else nullcontext()
 
     def full_model(self) -> nn.Module:
-        """The transformers model with whole weights, to sample from. Collective under ZeRO-3."""
+        """The transformers model with whole weights, to sample from, until `rest`. Collective under ZeRO-3."""
         if not self._spread:
             return self.model
         assert self._copy is not None, "made with sampled=False"
         for p, q in zip(self.model.parameters(), self._copy.parameters(), strict=True):
-            with self.whole([p]), torch.no_grad():
-                q.copy_(p)
+            with self.whole([p]):
+                q.data = p.detach().clone()
         return self._copy
+
+    def rest(self) -> None:
+        """Nothing is sampled until the next `full_model`: an update does without whole weights."""
+        for q in () if self._copy is None else self._copy.parameters():
+            q.data = q.data.new_empty(0)
 
     def weights(self) -> dict[str, Tensor]:
         """Whole weights by name, to save; under ZeRO-3, where this is collective, in rank 0's host memory, one parameter after another."""
@@ -223,3 +229,11 @@ class Engine:
                 utils.safe_set_full_fp32_param(p, value)
             else:
                 utils.safe_set_full_optimizer_state(p, value, kind)
+
+
+def hollow(model: nn.Module) -> nn.Module:
+    """A copy without the weights: parameters of no elements, buffers whole. Tied parameters stay tied."""
+    import copy
+
+    empty = {id(p): nn.Parameter(p.data.new_empty(0), requires_grad=False) for p in model.parameters()}
+    return copy.deepcopy(model, empty)

@@ -120,7 +120,9 @@ def sampler_of(engine: Any, config: Config, start_model: Path) -> Any:
     train = config.train
     keep = (engine.ranks.world == 1 and train.zero_stage < 3 and config.model.dtype == "float32" and train.share_prompt
             and not train.gradient_checkpointing)
-    return HFEngine(engine.full_model(), recall_bytes=recall.LIMIT if keep else 0)
+    sampler = HFEngine(engine.full_model(), recall_bytes=recall.LIMIT if keep else 0)
+    engine.rest()
+    return sampler
 
 
 def recipe_of(config: Config, job: dict[str, Any], world: int) -> dict[str, Any]:

@@ -81,6 +81,7 @@ class Trainer:
             if missing == 0:
                 break
         self.sampler.rest()
+        self.engine.rest()
         return concatenate(sampled), concatenate(kept)
 
     def sync(self, clock: metrics.Stopwatch) -> None:
