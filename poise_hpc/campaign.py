@@ -35,7 +35,8 @@ class Attempt:
 
     folder: Path
     stage: Stage
-    # What of the stage: "" (all of it), "s0" (training seed 0), "s0@0.5" (of it, up to a rung), "s0@0.5@hard" (one evaluation element).
+    # What of the stage: "" (all of it), "s0" (training seed 0), "s0@0.5" (of it, up to a rung), "s0@0.5@hard" (one evaluation element),
+    # "s0@0.5@hard@3" (a chunk of it).
     unit: str
     number: int
     intent: dict[str, Any]                     # job name, and index within it if the job is an array

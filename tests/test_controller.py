@@ -36,12 +36,14 @@ def test_a_campaign_ends_with_everything_archived(undisturbed):
     assert undisturbed["c0000"]["parents"] == () and all(e["parents"] for id, e in undisturbed.items() if id != "c0000")
 
 
-@pytest.mark.parametrize(("evaluate_by", "seed"), [*(("train", seed) for seed in range(4)), ("seed", 0), ("element", 0), ("element", 1)])
+@pytest.mark.parametrize(("evaluate_by", "seed"), [*(("train", seed) for seed in range(4)), ("seed", 0), ("element", 0), ("element", 1),
+                                                     ("chunk", 0), ("chunk", 3)])
 def test_the_order_in_which_jobs_end_changes_nothing(undisturbed, tmp_path, seed, evaluate_by):
-    root = campaign(tmp_path / "c", **SMALL, jobs={"evaluate_by": evaluate_by}).root
+    """Chunks of 6 completions are of several problems, those of 3 are a part of one problem's 4 samples."""
+    root = campaign(tmp_path / "c", **SMALL, jobs={"evaluate_by": evaluate_by}, evaluate={"chunk_completions": 6 if seed == 0 else 3}).root
     drive(root, ShuffledCluster(seed, slots=2 + seed))
     def numbers(found):
-        return {id: {k: v for k, v in entry.items() if k != "config"} for id, entry in found.items()}  # it names evaluate_by
+        return {id: {k: v for k, v in entry.items() if k != "config"} for id, entry in found.items()}  # it names evaluate_by and chunk_completions
 
     assert numbers(archive_of(root)) == numbers(undisturbed)
 

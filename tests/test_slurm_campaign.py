@@ -9,12 +9,17 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from helpers_campaign import campaign as small_campaign
+from helpers_campaign import noop_work
 from helpers_slurm import REPO, VirtualCluster, needs_slurm, until, virtual_cluster
 from helpers_slurm_campaign import NOOP, SITE, attempts, controller, drive, events, noop, point_at, running
 
-from poise_hpc import orders
+from poise_hpc import archive, orders
+from poise_hpc.agent.offline import OfflineProposer
 from poise_hpc.campaign import Campaign
+from poise_hpc.cluster.inline import InlineCluster
 from poise_hpc.cluster.slurm import SlurmCluster
+from poise_hpc.controller import Controller
 from poise_hpc.types import Outcome, Stage
 
 pytestmark = needs_slurm
@@ -57,6 +62,37 @@ def test_training_and_evaluation_are_arrays_and_only_missing_elements_are_repeat
     assert driven.archive.entries[0].score is not None
     trained = attempts(driven, Stage.TRAIN)
     assert [a.submitted["job_id"].partition("_")[2] for a in trained] == ["0", "1"]
+
+
+def test_a_benchmark_is_spread_over_an_array_and_a_missing_chunk_is_repeated_alone(here, tmp_path):
+    """12 chunks of 4 completions: of the untrained policy and of the trained one, of "easy" 8 problems x 1, of "hard" 2 problems x 8."""
+    benchmarks = {"easy": {"split": "easy", "problems": 8, "samples": 1, "metrics": {"acc@1": 0.5}},
+                  "hard": {"split": "hard", "problems": 2, "samples": 8, "metrics": {"pass@8": 0.5}}}
+    one = {"search": {"candidates": 0, "train_seeds": [0]}, "train": {"steps": 2}, "evaluate": {"at": [1.0], "benchmarks": benchmarks, "chunk_completions": 4}}
+    few = tmp_path / "few.yaml"  # elements at a time: the last ones wait
+    few.write_text(f"base: {SITE}\nmax_parallel: 4\n")
+    made = noop(tmp_path / "c", **one, jobs={"evaluate_by": "chunk"})
+    made.set_site(few)
+    driven = controller(made)
+    drive(driven, lambda: len(driven.active) == 1 and bool(attempts(driven, Stage.EVALUATE)))
+    first = attempts(driven, Stage.EVALUATE)
+    array = first[0].submitted["job_id"].partition("_")[0]
+    assert {a.submitted["job_id"] for a in first} == {f"{array}_{i}" for i in range(12)}
+    missing = next(a for a in first if a.unit == "s0@1@hard@2")
+    here.run("scancel", missing.submitted["job_id"])
+    drive(driven)
+    ends = {(a.unit, a.number): a.outcome for a in attempts(driven, Stage.EVALUATE)}
+    assert ends.pop((missing.unit, 1)) is Outcome.INFRA_ERROR
+    assert ends == {(a.unit, 2 if a is missing else 1): Outcome.SUCCEEDED for a in first}
+    whole = small_campaign(tmp_path / "whole", **one)
+    drive(Controller(whole, InlineCluster(noop_work), OfflineProposer()))
+    assert evaluation(driven.campaign) == evaluation(whole)
+
+
+def evaluation(campaign: Campaign) -> dict:
+    """What the baseline's record says of its evaluation."""
+    entry = archive.read(campaign.records / "c0000.h5")
+    return {"score": entry.score, "rows": entry.evaluations.tobytes(), "tokens": entry.completion_tokens.tolist(), "ends": entry.completion_offsets.tolist()}
 
 
 # --- cancel and drain

@@ -26,7 +26,7 @@ GPU_CONTEXT = 1.5 * GIB       # CUDA and NCCL, kernels loaded. Assumed
 CPU_CONTEXT = 0.75 * GIB      # Python with torch, transformers and deepspeed: docs/PLAN.md
 SLACK = 0.05                  # of the rest: what the allocator holds and cannot use. Assumed
 PADDED = 1.15                 # rows of attention's rectangles over those of completions: docs/TRAINER.md
-EVALUATED_AT_ONCE = SAMPLED_AT_ONCE = 1024  # completions in one batch: evaluation.job.ROWS_AT_ONCE, rollout.hf_engine
+SAMPLED_AT_ONCE = 1024  # completions in one batch: rollout.hf_engine
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,8 @@ def evaluation(shape: Shape, config: Config, lengths: Lengths) -> list[Line]:
     """The largest batch of any benchmark, with the transformers engine; vLLM fits its cache to what there is."""
     if config.evaluation_engine == "vllm":
         return []
-    chunks = [(min(x.problems, max(1, EVALUATED_AT_ONCE // x.samples)) * x.samples, x.samples) for x in config.evaluate.benchmarks.values()]
+    most = config.evaluate.chunk_completions
+    chunks = [(min(x.problems, max(1, most // x.samples)) * n, n) for x in config.evaluate.benchmarks.values() for n in [min(x.samples, most)]]
     rows, n = max(chunks)
     return cache(shape, itemsize(config), lengths, rows, n, ("evaluate",))
 
