@@ -239,9 +239,10 @@ def elements(ids: str) -> list[str]:
 
 
 def run(arguments: list[str], timeout_s: float = 60.0) -> str:
-    """Run a Slurm client command."""
+    """Run a Slurm client command, without what a person has set for his own: with SQUEUE_PARTITION, say, most jobs would look gone."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("SQUEUE_", "SACCT_", "SCANCEL_"))}
     try:
-        done = subprocess.run(arguments, capture_output=True, text=True, errors="replace", timeout=timeout_s, stdin=subprocess.DEVNULL)
+        done = subprocess.run(arguments, env=env, capture_output=True, text=True, errors="replace", timeout=timeout_s, stdin=subprocess.DEVNULL)
     except subprocess.TimeoutExpired:
         raise SchedulerSilent(f"{arguments[0]} did not answer within {timeout_s:g} s") from None
     except OSError as error:

@@ -10,6 +10,7 @@ import submitit
 from helpers_campaign import campaign
 
 from poise_hpc import jobs, jobspec, scheduler, site, standalone
+from poise_hpc.cluster import submission
 from poise_hpc.cluster.slurm import SlurmCluster
 from poise_hpc.scheduler import FINAL, Gone, SchedulerSilent, Submitted, elements
 from poise_hpc.types import Outcome, PoiseError
@@ -608,6 +609,21 @@ def test_no_slurm_here(slurm, tmp_path, monkeypatch):
 
 
 # --- the commands themselves
+
+
+def test_a_persons_defaults_for_the_commands_hide_no_job(monkeypatch):
+    for name in ("SQUEUE_PARTITION", "SQUEUE_FORMAT2", "SACCT_LOCAL", "SCANCEL_STATE", "SLURM_CLUSTERS", "SLURM_CONF"):
+        monkeypatch.setenv(name, "x")
+    seen = {line.partition("=")[0] for line in scheduler.run(["env"]).splitlines()}
+    assert not {name for name in seen if name.startswith(("SQUEUE_", "SACCT_", "SCANCEL_"))} and {"SLURM_CLUSTERS", "SLURM_CONF", "PATH"} <= seen
+
+
+def test_sbatch_goes_to_the_cluster_that_squeue_is_asked_about(monkeypatch):
+    for name in ("SLURM_CLUSTERS", "SLURM_CONF", "SLURM_MEM_PER_NODE", "SBATCH_PARTITION"):
+        monkeypatch.setenv(name, "x")
+    with submission.clean_environment():
+        assert {name for name in os.environ if name.startswith(("SLURM_", "SBATCH_"))} == {"SLURM_CLUSTERS", "SLURM_CONF"}
+    assert os.environ["SLURM_MEM_PER_NODE"] == "x"
 
 
 def test_a_command_that_fails_hangs_or_is_not_there_is_silence(tmp_path):

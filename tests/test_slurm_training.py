@@ -26,7 +26,9 @@ from poise_hpc.settings import overlay, read
 from poise_hpc.types import Outcome, Stage
 
 pytestmark = [*needs_slurm, pytest.mark.timeout(1200)]
-TINY = {"train": {"steps": 12, "checkpoint_every": 2}, "evaluate": {"chunk_completions": 16, "benchmarks": {"hard": {"samples": 8}}}, "search": {"candidates": 0, "train_seeds": [0]}, "jobs": {"ranks": 4}}
+BENCHMARKS = {"easy": {"split": "easy", "problems": 8, "samples": 2, "metrics": {"acc@1": 0.5}},
+              "hard": {"split": "hard", "problems": 4, "samples": 8, "metrics": {"acc@1": 0.25, "pass@4": 0.25}}}
+TINY = {"train": {"steps": 12, "checkpoint_every": 2}, "evaluate": {"chunk_completions": 16, "benchmarks": BENCHMARKS}, "search": {"candidates": 0, "train_seeds": [0]}, "jobs": {"ranks": 4}}
 
 
 @pytest.fixture(scope="module")
