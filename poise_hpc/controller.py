@@ -7,6 +7,7 @@ advances only by what those files say.
 """
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from functools import partial
@@ -123,7 +124,10 @@ class Controller:
         alive = self.cluster.alive([self.submitted(a) for _, a in missing])
         for candidate, attempt in missing:
             news = alive[attempt.folder]
-            if news is False or isinstance(news, Gone):
+            if news is False and attempt.submitted is None and not any(attempt.folder.glob("claim-*.json")):
+                self.forget(candidate, attempt)
+                moved = True
+            elif news is False or isinstance(news, Gone):
                 gone = news or _gone(attempt)
                 files.create_exclusive(attempt.folder / "result.json", VANISHED | {
                     "outcome": gone.outcome, "cause": gone.cause, "message": gone.message})
@@ -132,6 +136,15 @@ class Controller:
                 self.note_end(candidate, attempt)
                 moved = True
         return moved
+
+    def forget(self, candidate: Candidate, attempt: Attempt) -> None:
+        """What was announced and never reached the scheduler is no attempt: one that takes no jobs for days must not fill the disk."""
+        grave = attempt.folder.with_name(f".{attempt.name}.tmp")
+        shutil.rmtree(grave, ignore_errors=True)
+        attempt.folder.rename(grave)
+        shutil.rmtree(grave, ignore_errors=True)
+        candidate.attempts.remove(attempt)
+        self.event(candidate.id, f"{attempt.stage} never submitted", attempt.name)
 
     def adopt(self, candidate: Candidate, attempt: Attempt) -> dict[str, Any] | None:
         found = self.cluster.find(self.submitted(attempt))
@@ -332,7 +345,8 @@ class Controller:
         free = max(self.cluster.slots - len(self.in_flight()), 0)
         batches = self.cluster.batches(self.wanted()[:free])
         for batch in batches:
-            self.submit_batch(batch)
+            if not self.submit_batch(batch):
+                break
         return bool(batches)
 
     def wanted(self) -> list[tuple[Candidate, str]]:
@@ -356,7 +370,8 @@ class Controller:
         patience_s = jobs.retry_wait_s * 2 ** (failed - 2) if failed > 1 else 0.0
         return failed <= jobs.infra_retries and self.clock() - self._ended.get(attempts[-1].folder, 0.0) >= patience_s
 
-    def submit_batch(self, batch: list[tuple[Candidate, str]]) -> None:
+    def submit_batch(self, batch: list[tuple[Candidate, str]]) -> bool:
+        """False: the scheduler takes no jobs now."""
         attempts = jobspec.announce(self.campaign, self.home, batch)
         for (candidate, _), attempt in zip(batch, attempts, strict=True):
             candidate.attempts.append(attempt)
@@ -365,21 +380,21 @@ class Controller:
                                       jobspec.ranks(self.campaign.config, attempts[0].stage))
         if answers is None:  # announced, perhaps even submitted: `notice_lost` finds out
             self.event(batch[0][0].id, "not submitted", f"{name}  the scheduler does not take jobs now")
-            return
+            return False
         for (candidate, _), attempt, answer in zip(batch, attempts, answers, strict=True):
             attempt.submitted = answer
             files.write_json(attempt.folder / "submitted.json", answer, sync=False)
             without = f"  not on {', '.join(answer['avoided'])}" if answer.get("avoided") else ""
             self.event(candidate.id, f"{attempt.stage} submitted", f"{attempt.name}  job {answer['job_id']}{without}")
+        return True
 
     def event(self, id: str, what: str, text: str) -> None:
         self.say(self.campaign.log(id, what, text))
 
 
 def _gone(attempt: Attempt) -> Gone:
-    """An intent that no job claimed, of a controller that died while submitting, is nobody's failure."""
-    if attempt.submitted is None:
-        return Gone(Outcome.PREEMPTED, "never-submitted", "it was announced and never reached the scheduler")
+    if attempt.submitted is None:  # its submitter died, and then its job
+        return Gone(Outcome.INFRA_ERROR, "vanished", "its job is gone and left no result")
     return Gone(Outcome.INFRA_ERROR, "vanished", f"job {attempt.submitted['job_id']} is gone and left no result")
 
 

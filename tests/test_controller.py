@@ -52,6 +52,25 @@ def test_a_record_says_how_its_completions_are_read(undisturbed):
     assert all(e["vocabulary"] == {"symbols": ["a"]} for e in undisturbed.values())  # what the prepare job said
 
 
+def test_a_scheduler_that_takes_no_jobs_for_long_leaves_nothing_behind(undisturbed, tmp_path):
+    """sbatch says "not now" 100 times while squeue answers that there is no such job: one batch is announced at a time, and forgotten."""
+    class Closed(InlineCluster):
+        refused, most = 0, 0
+
+        def submit(self, attempts, name, stage, ranks):
+            if stage == Stage.CHECK and self.refused < 100:
+                self.refused += 1
+                self.most = max(self.most, len(list(root.glob("candidates/*/attempts/*"))))
+                return None
+            return super().submit(attempts, name, stage, ranks)
+
+    root = campaign(tmp_path / "c", **SMALL).root
+    cluster = Closed(noop_work)
+    drive(root, cluster)
+    assert cluster.refused == 100 and cluster.most == 1
+    assert archive_of(root) == undisturbed
+
+
 def test_the_window_rule(tmp_path):
     """In order: candidate k waits for 1 .. k - window, sees exactly these, and counts the rest as pending."""
     root = campaign(tmp_path / "c", search={"candidates": 6, "window": 2, "train_seeds": [0]}).root
