@@ -83,7 +83,15 @@ class Candidate:
 
     def of(self, stage: Stage, unit: str) -> list[Attempt]:
         """Attempts with the current version of the package."""
-        return [a for a in self.attempts if a.stage == stage and a.unit == unit and a.version == self.version]
+        return [a for a in self.attempts if a.unit == unit and a.stage == stage and a.version == self.version]
+
+    def by_unit(self, stage: Stage) -> dict[str, list[Attempt]]:
+        """The same of every unit: an evaluation may have a thousand."""
+        found: dict[str, list[Attempt]] = {}
+        for a in self.attempts:
+            if a.stage == stage and a.version == self.version:
+                found.setdefault(a.unit, []).append(a)
+        return found
 
     def save(self, sync: bool = False) -> None:
         files.write_json(self.folder / "status.json", {

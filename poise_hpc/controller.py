@@ -214,9 +214,9 @@ class Controller:
 
     def stage_outcome(self, candidate: Candidate, units: list[str]) -> Outcome | None:
         """The stage's outcome once every unit (training seed) has one; None before. The lowest failed seed is the cause."""
-        outcomes = []
+        outcomes, found = [], candidate.by_unit(candidate.stage)
         for unit in units:
-            attempts = candidate.of(candidate.stage, unit)
+            attempts = found.get(unit)
             if not attempts or attempts[-1].outcome in (None, Outcome.PREEMPTED):
                 return None
             outcome = attempts[-1].outcome
@@ -240,9 +240,9 @@ class Controller:
 
     def move(self, candidate: Candidate, outcome: Outcome) -> bool:
         limit = self.campaign.config.jobs.infra_retries
-        rung, units = screening.rung(self.campaign.config, candidate) is not None, self.units(candidate)
+        rung, found = screening.rung(self.campaign.config, candidate) is not None, candidate.by_unit(candidate.stage)
         stage = next_stage(candidate.stage, outcome, infra_errors=limit, limit=limit, author=self.author(candidate), rung=rung)
-        failed = [a for unit in units for a in candidate.of(candidate.stage, unit) if a.outcome == outcome]
+        failed = [a for unit in self.units(candidate) for a in found.get(unit, ()) if a.outcome == outcome]
         if stage == Stage.HELD:
             self.hold(candidate, failed[0])
         else:
@@ -356,11 +356,11 @@ class Controller:
             if candidate.stage in (Stage.PREPARE, Stage.CHECK, Stage.TRAIN, Stage.EVALUATE):
                 if candidate is not self.home and self.home.stage != Stage.ARCHIVED:
                     break
-                out += [(candidate, unit) for unit in self.units(candidate) if self.due(candidate, unit)]
+                found = candidate.by_unit(candidate.stage)
+                out += [(candidate, unit) for unit in self.units(candidate) if self.due(candidate, unit, found.get(unit))]
         return out
 
-    def due(self, candidate: Candidate, unit: str) -> bool:
-        attempts = candidate.of(candidate.stage, unit)
+    def due(self, candidate: Candidate, unit: str, attempts: list[Attempt] | None) -> bool:
         if not attempts or attempts[-1].outcome is Outcome.PREEMPTED:
             return True
         if attempts[-1].outcome is not Outcome.INFRA_ERROR:

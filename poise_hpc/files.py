@@ -100,8 +100,8 @@ def create_exclusive(path: Path, data: Any) -> bool:
     try:
         os.link(temporary, path)
         return True
-    except FileExistsError:
-        return False
+    except FileExistsError:  # of an NFS server that was asked twice, it may be ours all the same
+        return os.stat(temporary).st_nlink > 1
     finally:
         temporary.unlink(missing_ok=True)
 

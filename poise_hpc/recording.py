@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -19,6 +21,9 @@ from .config import Config, Rung
 from .entry import Entry
 from .evaluation import metrics, parts
 from .types import BASELINE_ID, START, EntrySummary, Outcome, Score, Screening, Stage
+
+
+SPENT = re.compile(r"heartbeat\.json|progress\.json|missing\.json|outcome-\d+\.json|stack-\d+\.txt")  # of an attempt that has its result
 
 
 @dataclass(frozen=True)
@@ -240,12 +245,16 @@ def completions(seed: int, found: list[Evaluated]) -> Iterator[tables.Element]:
 
 
 def clean(candidate: Candidate) -> None:
-    """Checkpoints and all weights but the final ones: inodes and quota are short on clusters."""
+    """Checkpoints, all weights but the final ones, and what jobs said of themselves while they ran: inodes and quota are short on
+    clusters, and an evaluation may have a thousand attempts."""
     last = {a.folder for seed in {a.seed for a in candidate.attempts} if (a := jobspec.trained(candidate, seed))}
     for attempt in candidate.attempts:
         shutil.rmtree(attempt.folder / "checkpoints", ignore_errors=True)
         shutil.rmtree(attempt.folder / "chunks", ignore_errors=True)  # of evaluations that were killed
         shutil.rmtree(attempt.folder / "submitit", ignore_errors=True)
+        for entry in os.scandir(attempt.folder):
+            if SPENT.fullmatch(entry.name) and (entry.stat().st_size == 0 or not entry.name.startswith("stack")):
+                os.unlink(entry)
         done = attempt.result["payload"].get("snapshots", {}) if attempt.result and attempt.folder in last else {}
         keep = {done[max(done, key=float)]} if done else set()
         for snapshot in sorted((attempt.folder / "snapshots").glob("*")):

@@ -119,6 +119,7 @@ class Queue:
         if seen is not None:
             return ended(job, seen.id, seen.state)
         if job.job_id is None:
+            del self._missing[job.attempt]  # its folder's name is free again
             return False
         state = self._states.get(job.job_id)
         if state:

@@ -258,6 +258,9 @@ def test_what_never_reached_the_scheduler_is_gone_after_the_lag(slurm, tmp_path)
     fake, one = cluster(slurm), job(tmp_path, id=None)
     assert [after(slurm, s, fake, one) for s in (0, 30, 29, 1)] == [None, None, None, False]
     assert slurm.count("sacct") == 0
+    # Its folder is removed then. The next try has one of the same name, and patience begins anew.
+    (one.attempt / "missing.json").unlink()
+    assert [after(slurm, s, fake, job(tmp_path)) for s in (30, 30)] == [None, None]
 
 
 def test_a_job_that_found_nothing_to_run_is_nobodys_failure(slurm, tmp_path):
