@@ -68,8 +68,12 @@ def attempt_name(stage: Stage, unit: str, number: int) -> str:
 
 def job_prefix(campaign: Campaign) -> str:
     """Begins the names of this campaign's jobs and of no other's: the creation time tells namesakes apart."""
-    label = re.sub(r"[^A-Za-z0-9_.-]", "_", campaign.root.name)[:40]
-    return f"poise-{label}-{int(campaign.meta['created'] * 1000):x}-"
+    return f"poise-{label(campaign.root)}-{int(campaign.meta['created'] * 1000):x}-"
+
+
+def label(root: Path) -> str:
+    """A campaign's name as a part of a job's."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", root.name)[:40]
 
 
 def ended_attempt(campaign: Campaign, name: str, index: int | None, job_id: str) -> Path | None:

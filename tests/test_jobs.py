@@ -361,6 +361,14 @@ def test_caches_that_killed_jobs_left_on_the_node_go_with_the_next_job(tmp_path)
     assert (node / "alive" / "triton" / "kernel").exists()
 
 
+def test_a_heartbeat_that_cannot_be_written_does_not_end_the_run(tmp_path):
+    """A folder in its place stands for a file server that refuses for a while."""
+    attempt = h.write_job(tmp_path / "a", "nothing", heartbeat_s=0.05)
+    (attempt / "heartbeat.json" / "x").mkdir(parents=True)
+    assert ended(start(attempt), attempt)["outcome"] == Outcome.SUCCEEDED
+    assert not list(attempt.glob(".heartbeat.json.*"))
+
+
 def test_a_running_jobs_cache_has_a_heartbeat_and_a_killed_ones_keeps_it(tmp_path):
     attempt, cache = h.write_job(tmp_path / "a", "hangs"), tmp_path / "node" / "mine"
     process = start(attempt, POISE_JOB_CACHE=str(cache))

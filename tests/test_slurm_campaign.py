@@ -87,6 +87,8 @@ def test_a_benchmark_is_spread_over_an_array_and_a_missing_chunk_is_repeated_alo
     whole = small_campaign(tmp_path / "whole", **one)
     drive(Controller(whole, InlineCluster(noop_work), OfflineProposer()))
     assert evaluation(driven.campaign) == evaluation(whole)
+    left = {path.name for path in missing.folder.with_name("evaluate-s0@1@hard@2-2").iterdir()}  # of an archived candidate's attempt: few
+    assert left == {"job.json", "intent.json", "submitted.json", "claim-0.json", "result.json", "log.out", "elements"}
 
 
 def evaluation(campaign: Campaign) -> dict:
