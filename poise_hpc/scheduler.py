@@ -58,7 +58,7 @@ class Seen:
     @property
     def launch_failed(self) -> bool:
         """Requeued and held after a node could not start it: Slurm never tries again by itself."""
-        return self.state == "PENDING" and LAUNCH_FAILED.search(self.reason) is not None
+        return self.state == "LAUNCH_FAILED" or self.waits and LAUNCH_FAILED.search(self.reason) is not None
 
     @property
     def waits(self) -> bool:
@@ -180,7 +180,7 @@ class Queue:
     def _found(self, job: Submitted, seen: Seen) -> None:
         if self._missing.pop(job.attempt, None) is not None or (job.attempt / "missing.json").exists():
             (job.attempt / "missing.json").unlink(missing_ok=True)
-        if seen.state == "PENDING" and STUCK.search(seen.reason) and (job.attempt, seen.reason) not in self._told:
+        if seen.waits and STUCK.search(seen.reason) and (job.attempt, seen.reason) not in self._told:
             self._told.add((job.attempt, seen.reason))
             self.tell(job, f"job {seen.id} waits and will not start by itself: {seen.reason}. `scontrol show job {seen.id}` says more")
 

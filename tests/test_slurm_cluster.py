@@ -293,17 +293,19 @@ def test_queries_of_an_hour_with_500_jobs(slurm, tmp_path):
 
 def test_a_job_that_will_not_start_is_told_once(slurm, tmp_path):
     fake, one = cluster(slurm), job(tmp_path)
-    for reason in ("Priority", "PartitionTimeLimit", "PartitionTimeLimit", "JobHeldAdmin"):
-        slurm.queue = line("7", "PENDING", reason=reason)
+    for state, reason in (("PENDING", "Priority"), ("PENDING", "PartitionTimeLimit"), ("PENDING", "PartitionTimeLimit"), ("PENDING", "JobHeldAdmin"),
+                          ("REQUEUE_HOLD", "JobHeldUser")):
+        slurm.queue = line("7", state, reason=reason)
         assert after(slurm, 30, fake, one) is True
-    assert [text.partition(": ")[2].partition(".")[0] for text in slurm.told] == ["PartitionTimeLimit", "JobHeldAdmin"]
+    assert [text.partition(": ")[2].partition(".")[0] for text in slurm.told] == ["PartitionTimeLimit", "JobHeldAdmin", "JobHeldUser"]
 
 
-@pytest.mark.parametrize("reason", ["launch failed requeued held", "launch_failed_requeued_held"])
-def test_a_job_that_slurm_holds_after_a_failed_launch_is_taken_back(slurm, tmp_path, reason):
+@pytest.mark.parametrize(("state", "reason"), [("PENDING", "launch failed requeued held"), ("PENDING", "launch_failed_requeued_held"),
+                                               ("REQUEUE_HOLD", "launch failed requeued held"), ("LAUNCH_FAILED", "None")])  # newer versions
+def test_a_job_that_slurm_holds_after_a_failed_launch_is_taken_back(slurm, tmp_path, state, reason):
     """Seen when slurmctld is killed right after it started a job: nobody releases it, so it is cancelled and repeated."""
     fake, one = cluster(slurm), job(tmp_path, index=1, id="7_1")
-    slurm.queue = line("7_1", "PENDING", reason=reason)
+    slurm.queue = line("7_1", state, reason=reason)
     assert news(fake, one) is None and slurm.cancelled == []
     gone = after(slurm, 60, fake, one)
     assert (gone.outcome, gone.cause) == (Outcome.INFRA_ERROR, "launch-failed") and slurm.cancelled == [["7_1"]]
