@@ -196,13 +196,14 @@ def test_a_controller_killed_between_sbatch_and_its_note_adopts_the_job(here, tm
 
 
 def test_a_chain_of_steps_drives_a_campaign_with_no_login_process(here, tmp_path):
-    made = noop(tmp_path / "my campaign", search={"candidates": 1})
-    env = here.env | {"PYTHONPATH": NOOP, "POISE_STEP_MIN": "0", "POISE_HOST_PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([str(REPO / "slurm" / "submit.sh"), str(SITE), "controller-step.sbatch", str(made.root)], env=env, cwd=tmp_path,
-                          capture_output=True, text=True)
+    """It creates the campaign, too."""
+    (tmp_path / "my config.yaml").write_bytes((noop(tmp_path / "another", search={"candidates": 1}).root / "config.yaml").read_bytes())
+    env = here.env | {"PYTHONPATH": NOOP, "POISE_STEP_MIN": "0", "POISE_HOST_PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "POISE_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run([str(REPO / "slurm" / "submit.sh"), str(SITE), "controller-step.sbatch", "my campaign", "--config", "my config.yaml"], env=env,
+                          cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     until(lambda: not here.run("squeue", "--noheader", "--format=%i"), "the chain does not end", seconds=240)
-    assert sorted(path.name for path in made.records.iterdir()) == ["c0000.h5", "c0001.h5"], next(tmp_path.glob("*.out")).read_text()
+    assert sorted(path.name for path in (tmp_path / "my campaign" / "records").iterdir()) == ["c0000.h5", "c0001.h5"], next(tmp_path.glob("*.out")).read_text()
 
 
 # --- everything at once

@@ -100,7 +100,7 @@ class TestReal:
             start(cluster, tmp_path, "controller-step.sbatch", campaign, **mine)  # started twice by mistake: still one chain
             (campaign / "wait").unlink()  # only now: else the chain may be over before its twin starts
             until(lambda: jobs(cluster) == [], "the chain does not end")
-            assert steps(campaign) == ["step 4 clean 1"] * 3
+            assert steps(campaign) == ["step 6 clean 1"] * 3
             assert sorted(states(cluster)) == ["CANCELLED"] + ["COMPLETED"] * 3  # no link was ever added twice
 
     def test_a_chain_ends_where_only_a_person_can_go_on(self, tmp_path: Path):

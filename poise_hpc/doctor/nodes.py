@@ -70,7 +70,7 @@ def notice_failures(setup: Sequence[str], path: Path) -> list[str]:
 def set_up(folder: Path) -> Iterator[Finding]:
     if (folder / SETUP).exists():
         failed = (folder / SETUP).read_text(errors="replace").splitlines()
-        said = (folder / "log.out").read_text(errors="replace").splitlines()[:3]
+        said = (folder / "log.out").read_text(errors="replace").splitlines()[:len(failed)]
         yield Finding("warn", "setup", f"failed in the job: {'; '.join(failed)} ({' | '.join(said)})", "setup of the site file: jobs go on without what these lines should bring")
 
 
