@@ -55,9 +55,10 @@ def step(campaign: Path, config_file: Path | None, site_file: Path | None, max_c
     from .. import standalone, views
     from ..campaign import Campaign
 
-    if config_file is None:
-        Campaign.open(campaign)  # a misspelt path in a crontab makes no campaign
-    found, config = examine(campaign, config_file, max_candidates, site_file, force)
+    # Without a config there is one: a misspelt path in a crontab makes no campaign.
+    found, config = (Campaign.open(campaign), None) if config_file is None else (None, None)
+    if config_file or site_file or max_candidates is not None:
+        found, config = examine(campaign, config_file, max_candidates, site_file, force)
     if dry_run:
         return emit(standalone.submissions(campaign, config or found.config, site_file, campaign), as_json, standalone.dry_run_text)
     opened = found or create(campaign, config, cache_dir)
