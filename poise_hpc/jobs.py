@@ -185,7 +185,7 @@ class Supervisor:
                                  self._classify_alone(worker.returncode) | {"restart": self.me.restart})
             return "rank ended"
         shutil.rmtree(scratch, ignore_errors=True)
-        if not self.fenced:
+        if not self.fenced and self._mine():
             result = self._classify(worker.returncode, ended) | {
                 "run_seconds": round(time.monotonic() - self.started, 3), "ranks": self.me.ranks, "walls": walls,
                 "job_id": self.me.job_id, "restart": self.me.restart, "host": socket.gethostname(), "ended": time.time()}
@@ -261,8 +261,7 @@ class Supervisor:
 
     def _beat(self, worker: subprocess.Popen[bytes]) -> None:
         """A sign of life; and is somebody else's word in the folder?"""
-        latest = latest_claim(self.attempt)
-        if (self.attempt / "result.json").exists() or (latest is not None and latest["restart"] > self.me.restart):
+        if (self.attempt / "result.json").exists() or not self._mine():
             # Rank 0 has ended the job, the controller gave it up for lost, or the scheduler started it elsewhere.
             self.fenced = True
             _kill(worker)
@@ -273,6 +272,11 @@ class Supervisor:
                 Path(self.cache, BEAT).touch()
         if self.me.rank == 0 and not self.fenced:
             files.write_json(self.attempt / "heartbeat.json", {"time": time.time(), "restart": self.me.restart}, sync=False)
+
+    def _mine(self) -> bool:
+        """Is the attempt still this start's of this job? Its folder may have been given up, and made anew for another one."""
+        latest = latest_claim(self.attempt)
+        return latest is not None and latest["job_id"] == self.me.job_id and latest["restart"] <= self.me.restart
 
     def _last_progress(self) -> float:
         """When progress.json last changed, by this node's count. Its own time is the file server's."""

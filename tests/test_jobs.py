@@ -165,6 +165,23 @@ def test_a_job_given_up_for_lost_is_fenced_off(tmp_path):
     assert files.read_json(attempt / "result.json")["cause"] == "vanished"
 
 
+@pytest.mark.parametrize("at_work", [True, False])
+def test_a_job_whose_attempt_was_given_up_says_nothing_in_its_successors_name(tmp_path, at_work):
+    """The scheduler had forgotten it: the controller has removed the folder, and another job has claimed the one of the same name.
+    `at_work`: it notices with a heartbeat; or it ends before the next one."""
+    attempt = h.write_job(tmp_path / "a", "works_until_stopped", heartbeat_s=0.05 if at_work else 600.0)
+    process = start(attempt)
+    until((attempt / "claim-0.json").exists, "no claim")
+    until((attempt / "heartbeat.json").exists, "no heartbeat")
+    attempt.rename(tmp_path / "given up")
+    attempt.mkdir()
+    jobs.claim(attempt, place("another"))
+    if not at_work:
+        process.send_signal(signal.SIGUSR1)
+    assert process.communicate(timeout=60)[0].strip() == "fenced off"
+    assert {path.name for path in attempt.iterdir()} <= {"claim-0.json", "heartbeat.json", "progress.json", "outcome-0.json"}
+
+
 # --- claims
 
 def test_a_twin_cannot_claim(tmp_path):
