@@ -23,7 +23,7 @@ from .evaluation import metrics, parts
 from .types import BASELINE_ID, START, EntrySummary, Outcome, Score, Screening, Stage
 
 
-SPENT = re.compile(r"heartbeat\.json|progress\.json|missing\.json|outcome-\d+\.json|stack-\d+\.txt")  # of an attempt that has its result
+SPENT = re.compile(r"heartbeat\.json|progress\.json|outcome-\d+\.json|stack-\d+\.txt")  # of an attempt that has its result
 
 
 @dataclass(frozen=True)
