@@ -35,7 +35,8 @@ class Attempt:
 
     folder: Path
     stage: Stage
-    # What of the stage: "" (all of it), "s0" (training seed 0), "s0@0.5" (of it, up to a rung), "s0@0.5@hard" (one evaluation element).
+    # What of the stage: "" (all of it), "s0" (training seed 0), "s0@0.5" (of it, up to a rung), "s0@0.5@hard" (one evaluation element),
+    # "s0@0.5@hard@3" (a chunk of it).
     unit: str
     number: int
     intent: dict[str, Any]                     # job name, and index within it if the job is an array
@@ -82,7 +83,15 @@ class Candidate:
 
     def of(self, stage: Stage, unit: str) -> list[Attempt]:
         """Attempts with the current version of the package."""
-        return [a for a in self.attempts if a.stage == stage and a.unit == unit and a.version == self.version]
+        return [a for a in self.attempts if a.unit == unit and a.stage == stage and a.version == self.version]
+
+    def by_unit(self, stage: Stage) -> dict[str, list[Attempt]]:
+        """The same of every unit: an evaluation may have a thousand."""
+        found: dict[str, list[Attempt]] = {}
+        for a in self.attempts:
+            if a.stage == stage and a.version == self.version:
+                found.setdefault(a.unit, []).append(a)
+        return found
 
     def save(self, sync: bool = False) -> None:
         files.write_json(self.folder / "status.json", {

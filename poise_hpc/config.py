@@ -116,6 +116,7 @@ class Evaluate(Section):
     purpose: Literal["selection", "confirmation"] = "selection"  # which of the task's prompts
     engine: Literal["hf", "vllm"] | None = None  # that samples; None: rollout.engine
     score: Literal["curve", "final"] = "curve"   # Overall of all points averaged, or of the last
+    chunk_completions: Positive = 1024  # of a benchmark that are computed together, at most: bounds memory, and what a kill loses
     benchmarks: dict[str, Benchmark] = {         # name -> what is asked; the weights of all metrics add up to 1
         "easy": Benchmark(split="easy", problems=96, samples=4, metrics={"acc@1": 0.2}),
         "medium": Benchmark(split="medium", problems=96, samples=4, metrics={"acc@1": 0.3}),
@@ -231,8 +232,8 @@ class Jobs(Section):
     heartbeat_s: Annotated[float, Field(gt=0)] = 5.0    # between two signs of life of a job
     silent_min: Annotated[float, Field(gt=0)] = 10.0    # no progress for so long: the watchdog ends the job
     # who evaluates: the training job itself (start-up costs more than a small model's evaluation), one job per training
-    # seed, or one per (point, benchmark) of it. The scores are the same.
-    evaluate_by: Literal["train", "seed", "element"] = "train"
+    # seed, one per (point, benchmark) of it, or one per chunk of evaluate.chunk_completions of that. The scores are the same.
+    evaluate_by: Literal["train", "seed", "element", "chunk"] = "train"
     isolation: Literal["auto", "none"] = "auto"         # the strongest the kernel allows, or none
 
 
@@ -291,7 +292,7 @@ class Config(Section):
         if (self.evaluation_engine == "vllm" and self.jobs.evaluate_by == "train" and self.jobs.ranks > 1
                 and (parallel > 1 or self.rollout.engine != "vllm")):
             raise ValueError("evaluation on vLLM within the training job needs rollout.engine vllm with tensor_parallel 1; give "
-                             "jobs.evaluate_by: seed (or element), or evaluate.engine: hf")
+                             "jobs.evaluate_by: seed (or element, or chunk), or evaluate.engine: hf")
         return self
 
     def dump(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ advances only by what those files say.
 """
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from functools import partial
@@ -124,7 +125,10 @@ class Controller:
         alive = self.cluster.alive([self.submitted(a) for _, a in missing])
         for candidate, attempt in missing:
             news = alive[attempt.folder]
-            if news is False or isinstance(news, Gone):
+            if news is False and attempt.submitted is None and not any(attempt.folder.glob("claim-*.json")):
+                self.forget(candidate, attempt)
+                moved = True
+            elif news is False or isinstance(news, Gone):
                 gone = news or _gone(attempt)
                 files.create_exclusive(attempt.folder / "result.json", VANISHED | {
                     "outcome": gone.outcome, "cause": gone.cause, "message": gone.message})
@@ -133,6 +137,15 @@ class Controller:
                 self.note_end(candidate, attempt)
                 moved = True
         return moved
+
+    def forget(self, candidate: Candidate, attempt: Attempt) -> None:
+        """What was announced and never reached the scheduler is no attempt: one that takes no jobs for days must not fill the disk."""
+        grave = attempt.folder.with_name(f".{attempt.name}.tmp")
+        shutil.rmtree(grave, ignore_errors=True)
+        attempt.folder.rename(grave)
+        shutil.rmtree(grave, ignore_errors=True)
+        candidate.attempts.remove(attempt)
+        self.event(candidate.id, f"{attempt.stage} never submitted", attempt.name)
 
     def adopt(self, candidate: Candidate, attempt: Attempt) -> dict[str, Any] | None:
         found = self.cluster.find(self.submitted(attempt))
@@ -202,9 +215,9 @@ class Controller:
 
     def stage_outcome(self, candidate: Candidate, units: list[str]) -> Outcome | None:
         """The stage's outcome once every unit (training seed) has one; None before. The lowest failed seed is the cause."""
-        outcomes = []
+        outcomes, found = [], candidate.by_unit(candidate.stage)
         for unit in units:
-            attempts = candidate.of(candidate.stage, unit)
+            attempts = found.get(unit)
             if not attempts or attempts[-1].outcome in (None, Outcome.PREEMPTED):
                 return None
             outcome = attempts[-1].outcome
@@ -228,9 +241,9 @@ class Controller:
 
     def move(self, candidate: Candidate, outcome: Outcome) -> bool:
         limit = self.campaign.config.jobs.infra_retries
-        rung, units = screening.rung(self.campaign.config, candidate) is not None, self.units(candidate)
+        rung, found = screening.rung(self.campaign.config, candidate) is not None, candidate.by_unit(candidate.stage)
         stage = next_stage(candidate.stage, outcome, infra_errors=limit, limit=limit, author=self.author(candidate), rung=rung)
-        failed = [a for unit in units for a in candidate.of(candidate.stage, unit) if a.outcome == outcome]
+        failed = [a for unit in self.units(candidate) for a in found.get(unit, ()) if a.outcome == outcome]
         if stage == Stage.HELD:
             self.hold(candidate, failed[0])
         else:
@@ -333,7 +346,8 @@ class Controller:
         free = max(self.cluster.slots - len(self.in_flight()), 0)
         batches = self.cluster.batches(self.wanted()[:free])
         for batch in batches:
-            self.submit_batch(batch)
+            if not self.submit_batch(batch):
+                break
         return bool(batches)
 
     def wanted(self) -> list[tuple[Candidate, str]]:
@@ -343,11 +357,11 @@ class Controller:
             if candidate.stage in (Stage.PREPARE, Stage.CHECK, Stage.TRAIN, Stage.EVALUATE):
                 if candidate is not self.home and self.home.stage != Stage.ARCHIVED:
                     break
-                out += [(candidate, unit) for unit in self.units(candidate) if self.due(candidate, unit)]
+                found = candidate.by_unit(candidate.stage)
+                out += [(candidate, unit) for unit in self.units(candidate) if self.due(candidate, unit, found.get(unit))]
         return out
 
-    def due(self, candidate: Candidate, unit: str) -> bool:
-        attempts = candidate.of(candidate.stage, unit)
+    def due(self, candidate: Candidate, unit: str, attempts: list[Attempt] | None) -> bool:
         if not attempts or attempts[-1].outcome is Outcome.PREEMPTED:
             return True
         if attempts[-1].outcome is not Outcome.INFRA_ERROR:
@@ -357,7 +371,8 @@ class Controller:
         patience_s = jobs.retry_wait_s * 2 ** (failed - 2) if failed > 1 else 0.0
         return failed <= jobs.infra_retries and not 0 <= self.clock() - self._ended.get(attempts[-1].folder, 0.0) < patience_s
 
-    def submit_batch(self, batch: list[tuple[Candidate, str]]) -> None:
+    def submit_batch(self, batch: list[tuple[Candidate, str]]) -> bool:
+        """False: the scheduler takes no jobs now."""
         attempts = jobspec.announce(self.campaign, self.home, batch)
         for (candidate, _), attempt in zip(batch, attempts, strict=True):
             candidate.attempts.append(attempt)
@@ -366,24 +381,24 @@ class Controller:
                                       jobspec.ranks(self.campaign.config, attempts[0].stage))
         if answers is None:  # announced, perhaps even submitted: `notice_lost` finds out
             self.event(batch[0][0].id, "not submitted", f"{name}  the scheduler does not take jobs now")
-            return
+            return False
         for (candidate, _), attempt, answer in zip(batch, attempts, answers, strict=True):
             attempt.submitted = answer
             files.write_json(attempt.folder / "submitted.json", answer, sync=False)
             without = f"  not on {', '.join(answer['avoided'])}" if answer.get("avoided") else ""
             self.event(candidate.id, f"{attempt.stage} submitted", f"{attempt.name}  job {answer['job_id']}{without}")
+        return True
 
     def event(self, id: str, what: str, text: str) -> None:
         self.say(self.campaign.log(id, what, text))
 
 
 def _gone(attempt: Attempt) -> Gone:
-    """An intent that no job claimed, of a controller that died while submitting, is nobody's failure; nor is a job that was told to
-    stop before it could listen."""
+    """A job that was told to stop before it could listen is nobody's failure."""
     if (attempt.folder / STOP).exists():
         return Gone(Outcome.PREEMPTED, "cancelled", "it was told to stop, and ended without a result")
-    if attempt.submitted is None:
-        return Gone(Outcome.PREEMPTED, "never-submitted", "it was announced and never reached the scheduler")
+    if attempt.submitted is None:  # its submitter died, and then its job
+        return Gone(Outcome.INFRA_ERROR, "vanished", "its job is gone and left no result")
     return Gone(Outcome.INFRA_ERROR, "vanished", f"job {attempt.submitted['job_id']} is gone and left no result")
 
 

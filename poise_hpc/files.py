@@ -112,8 +112,8 @@ def create_exclusive(path: Path, data: Any) -> bool:
         _write(temporary, path, dumps(data) + "\n", sync=True)
         os.link(temporary, path)
         return True
-    except FileExistsError:
-        return False
+    except FileExistsError:  # of an NFS server that was asked twice, it may be ours all the same
+        return os.stat(temporary).st_nlink > 1
     finally:
         _forget(temporary)
 

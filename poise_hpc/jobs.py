@@ -191,7 +191,7 @@ class Supervisor:
                                  self._classify_alone(worker.returncode) | {"restart": self.me.restart})
             return "rank ended"
         shutil.rmtree(scratch, ignore_errors=True)
-        if not self.fenced:
+        if not self.fenced and self._mine():
             result = self._classify(worker.returncode, ended) | {
                 "run_seconds": round(time.monotonic() - self.started, 3), "ranks": self.me.ranks, "walls": walls,
                 "job_id": self.me.job_id, "restart": self.me.restart, "host": socket.gethostname(), "ended": time.time()}
@@ -246,20 +246,10 @@ class Supervisor:
             now = time.monotonic()
             if now >= next_beat:
                 next_beat = now + self.limits["heartbeat_s"]
-                latest = latest_claim(self.attempt)
-                if (self.attempt / "result.json").exists() or (latest is not None and latest["restart"] > self.me.restart):
-                    # Rank 0 has ended the job, the controller gave it up for lost, or the scheduler started it elsewhere.
-                    self.fenced = True
-                    _kill(worker)
-                elif self.me.rank == 0:
-                    files.write_json(self.attempt / "heartbeat.json", {"time": time.time(), "restart": self.me.restart}, sync=False)
-                if self.cache:
-                    with suppress(OSError):  # a full node disk is the worker's to report
-                        Path(self.cache, BEAT).touch()
-                if (self.attempt / STOP).exists():
-                    self._on_stop(0, None)
-                if kill_at is None and self._other_rank_failed():
-                    kill_at = now + 10.0    # a collective without it never ends; time to write an own outcome
+                with suppress(OSError):  # a shared disk that is away or full for a moment must not cost the run: the worker reports what it needs
+                    if kill_at is None and self._other_rank_failed():
+                        kill_at = now + 10.0    # a collective without it never ends; time to write an own outcome
+                    self._beat(worker)
                 if not ended and now - self.started > self.limits["seconds"]:
                     ended = "time-limit"
                 elif not ended and now - self._last_progress() > self.limits["silent_s"]:
@@ -275,9 +265,28 @@ class Supervisor:
             time.sleep(POLL_S)
         return ended
 
+    def _beat(self, worker: subprocess.Popen[bytes]) -> None:
+        """A sign of life; and is somebody else's word in the folder?"""
+        if (self.attempt / "result.json").exists() or not self._mine():
+            # Rank 0 has ended the job, the controller gave it up for lost, or the scheduler started it elsewhere.
+            self.fenced = True
+            _kill(worker)
+        if (self.attempt / STOP).exists():
+            self._on_stop(0, None)
+        if self.cache:
+            with suppress(OSError):  # the node's own disk
+                Path(self.cache, BEAT).touch()
+        if self.me.rank == 0 and not self.fenced:
+            files.write_json(self.attempt / "heartbeat.json", {"time": time.time(), "restart": self.me.restart}, sync=False)
+
+    def _mine(self) -> bool:
+        """Is the attempt still this start's of this job? Its folder may have been given up, and made anew for another one."""
+        latest = latest_claim(self.attempt)
+        return latest is not None and latest["job_id"] == self.me.job_id and latest["restart"] <= self.me.restart
+
     def _last_progress(self) -> float:
         """When progress.json last changed, by this node's count. Its own time is the file server's."""
-        with suppress(FileNotFoundError):
+        with suppress(OSError):
             seen = (self.attempt / "progress.json").stat().st_mtime_ns
             if seen != self.progress_seen:
                 self.progress_seen, self.progress_at = seen, time.monotonic()

@@ -10,7 +10,8 @@ from typing import Any
 
 from . import files
 from .campaign import Attempt, Campaign, Candidate, load_attempts, reach, seed_of
-from .config import Config, Rung
+from .config import Benchmark, Config, Rung
+from .evaluation import parts
 from .stored import read_status
 from .types import BASELINE_ID, START, Outcome, Stage
 
@@ -36,8 +37,8 @@ def prepared(home: Candidate) -> dict[str, Any]:
 
 
 def units(config: Config, stage: Stage, rung: Rung | None = None, start: bool = False) -> list[str]:
-    """What a stage is made of, one job each: training seeds, up to the rung if there is one; for evaluation also (point, benchmark)
-    where so configured. `start`: the first seed's evaluation is the start policy's, too."""
+    """What a stage is made of, one job each: training seeds, up to the rung if there is one; for evaluation also (point, benchmark),
+    or chunks of it, where so configured. `start`: the first seed's evaluation is the start policy's, too."""
     seeds = [f"s{seed}" for seed in config.search.train_seeds][:rung.seeds if rung else None]
     if stage == Stage.EVALUATE and config.jobs.evaluate_by == "train":
         return []
@@ -46,8 +47,15 @@ def units(config: Config, stage: Stage, rung: Rung | None = None, start: bool = 
     if stage == Stage.EVALUATE:
         points = [f"{at:g}" for at in config.evaluate.at if rung is None or at <= rung.at]
         first = [(seeds[0], START)] if start else []
-        return [f"{seed}@{at}@{name}" for seed, at in [*first, *((s, p) for s in seeds for p in points)] for name in config.evaluate.benchmarks]
+        return [f"{seed}@{at}@{name}{part}" for seed, at in [*first, *((s, p) for s in seeds for p in points)]
+                for name, benchmark in config.evaluate.benchmarks.items() for part in cut(config, benchmark)]
     return [""]
+
+
+def cut(config: Config, benchmark: Benchmark) -> list[str]:
+    """How a benchmark is spread over jobs, as the end of their units: "" as a whole, or by chunks where it has several."""
+    chunks = parts.count(benchmark.problems, benchmark.samples, config.evaluate.chunk_completions) if config.jobs.evaluate_by == "chunk" else 1
+    return [f"@{k}" for k in range(chunks)] if chunks > 1 else [""]
 
 
 def ranks(config: Config, stage: Stage) -> int:
@@ -60,8 +68,12 @@ def attempt_name(stage: Stage, unit: str, number: int) -> str:
 
 def job_prefix(campaign: Campaign) -> str:
     """Begins the names of this campaign's jobs and of no other's: the creation time tells namesakes apart."""
-    label = re.sub(r"[^A-Za-z0-9_.-]", "_", campaign.root.name)[:40]
-    return f"poise-{label}-{int(campaign.meta['created'] * 1000):x}-"
+    return f"poise-{label(campaign.root)}-{int(campaign.meta['created'] * 1000):x}-"
+
+
+def label(root: Path) -> str:
+    """A campaign's name as a part of a job's."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", root.name)[:40]
 
 
 def ended_attempt(campaign: Campaign, name: str, index: int | None, job_id: str) -> Path | None:
@@ -123,14 +135,15 @@ def job(campaign: Campaign, home: Candidate, candidate: Candidate, unit: str, nu
         assert done is not None and done.result is not None
         spec["weights"] = start | {at: str(done.folder / path) for at, path in done.result["payload"]["snapshots"].items()}
         spec["purpose"] = config.evaluate.purpose
-        spec |= {"only": [part]} if len(part) == 2 else {}
+        if len(part) >= 2:
+            spec["only"] = [[*part[:2], *map(int, part[2:])]]  # point, benchmark, and of it one chunk
     return spec
 
 
 def before(candidate: Candidate, stage: Stage, unit: str) -> list[Attempt]:
     """Attempts that one of `unit` goes on from, oldest first: those that took its seed to earlier rungs, and its own predecessors."""
     own = candidate.of(stage, unit)
-    if not unit or unit.count("@") == 2:  # an evaluation element is whole or not there
+    if not unit or unit.count("@") >= 2:  # an evaluation element, or a part of one, is whole or not there
         return own
     seed = [a for a in candidate.attempts if a.stage == stage and a.seed == seed_of(unit) and a.version == candidate.version]
     return sorted((a for a in seed if a.reaches < reach(unit)), key=lambda a: (a.reaches, a.number)) + own

@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -17,8 +19,19 @@ from .archive import ArchiveView, find
 from .campaign import Attempt, Campaign, Candidate
 from .config import Config, Rung
 from .entry import Entry
-from .evaluation import metrics
+from .evaluation import metrics, parts
 from .types import BASELINE_ID, START, EntrySummary, Outcome, Score, Screening, Stage
+
+
+SPENT = re.compile(r"heartbeat\.json|progress\.json|outcome-\d+\.json|stack-\d+\.txt")  # of an attempt that has its result
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """An evaluation element, and the files that hold it: one, or its parts."""
+
+    element: dict[str, Any]
+    files: dict[Path, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -27,14 +40,14 @@ class Results:
 
     curves: dict[str, list[dict[str, Any]]]                       # a row a step
     behaviour: dict[str, float]
-    elements: dict[int, list[tuple[Path, dict[str, Any]]]]        # of the evaluation, with their files
+    elements: dict[int, list[Evaluated]]                          # of the evaluation
     evaluations: dict[str, dict[str, Any]]                        # merged; {} unless every seed has all of its elements
 
     @classmethod
     def of(cls, candidate: Candidate, config: Config) -> Results:
         verify(candidate)
         rows, found = curves(candidate), {seed: elements(candidate, seed) for seed in config.search.train_seeds}
-        trained = {seed: [e for _, e in each if e["at"] != START] for seed, each in found.items()}
+        trained = {seed: [e.element for e in each if e.element["at"] != START] for seed, each in found.items()}
         whole = len(config.evaluate.benchmarks) * len(config.evaluate.at)
         complete = all(len(each) >= whole for each in trained.values())
         merged = {str(seed): metrics.merge(each, config.evaluate.benchmarks) for seed, each in trained.items()} if complete else {}
@@ -42,7 +55,7 @@ class Results:
 
     def overall(self, seed: int, at: str, config: Config) -> float:
         """Of one point, which may be there before the others are."""
-        return metrics.merge([e for _, e in self.elements[seed] if e["at"] == at], config.evaluate.benchmarks)["final"]
+        return metrics.merge([e.element for e in self.elements[seed] if e.element["at"] == at], config.evaluate.benchmarks)["final"]
 
 
 class Recorder:
@@ -65,7 +78,7 @@ class Recorder:
     def start(self) -> float | None:
         """Overall of the untrained policy; None in a campaign of a version that did not evaluate it."""
         config, first = self.campaign.config, self.campaign.config.search.train_seeds[0]
-        known = any(e["at"] == START for _, e in self.baseline().elements[first])
+        known = any(e.element["at"] == START for e in self.baseline().elements[first])
         return self.baseline().overall(first, START, config) if known else None
 
     def screening(self, candidate: Candidate, rung: Rung) -> Screening:
@@ -165,13 +178,18 @@ def behaviour(rows_by_seed: dict[str, list[dict[str, Any]]]) -> dict[str, float]
     return {key: sum(f[key] for f in per_seed) / len(per_seed) for key in sorted(set.intersection(*map(set, per_seed)))} if per_seed else {}
 
 
-def elements(candidate: Candidate, seed: int) -> list[tuple[Path, dict[str, Any]]]:
-    """Evaluation elements of one training seed with their files, whichever jobs wrote them, in (point, benchmark) order."""
+def elements(candidate: Candidate, seed: int) -> list[Evaluated]:
+    """Whole evaluation elements of one training seed, whichever jobs wrote them or their parts, in (point, benchmark) order."""
     paths: dict[str, Path] = {}
     for attempt in candidate.attempts:
         if attempt.seed == seed and attempt.outcome is Outcome.SUCCEEDED and attempt.result:  # of TRAIN or EVALUATE
             paths |= {Path(name).name: attempt.folder / name for name in attempt.result["payload"].get("elements", ())}
-    return [(paths[name], files.read_json(paths[name])) for name in sorted(paths)]
+    found: dict[str, dict[Path, dict[str, Any]]] = {}
+    for name in sorted(paths):
+        element = Path(name).stem.partition(parts.CUT)[0]
+        found.setdefault(f"{element}.json", {})[paths[name]] = files.read_json(paths[name])
+    merged = {name: Evaluated(parts.merge([*pieces.values()]), pieces) for name, pieces in found.items()}
+    return [merged[name] for name in sorted(merged) if merged[name].element is not None]
 
 
 def hashes(campaign: Campaign, candidate: Candidate, trained: list[Attempt]) -> dict[str, str]:
@@ -213,26 +231,32 @@ def timings(candidate: Candidate) -> dict[str, float]:
     return total
 
 
-def completions(seed: int, found: list[tuple[Path, dict[str, Any]]]) -> Iterator[tables.Element]:
+def completions(seed: int, found: list[Evaluated]) -> Iterator[tables.Element]:
     """Evaluation elements, those of the last point with their raw completions."""
     import numpy
 
-    last = max((float(e["at"]) for _, e in found), default=0.0)
-    for path, e in found:
-        if float(e["at"]) < last:
-            yield seed, e, None, None
+    from .evaluation import chunks
+
+    last = max((float(e.element["at"]) for e in found), default=0.0)
+    for e in found:
+        if float(e.element["at"]) < last:
+            yield seed, e.element, None, None
         else:
-            with numpy.load(io.BytesIO(whole(path.with_suffix(".npz"), e.get("npz_sha256"), path.parents[1]))) as data:
-                yield seed, e, data["tokens"], data["offsets"]
+            yield seed, e.element, *chunks.join((parts.rows(part), numpy.load(io.BytesIO(
+                whole(path.with_suffix(".npz"), part.get("npz_sha256"), path.parents[1])))) for path, part in e.files.items())
 
 
 def clean(candidate: Candidate) -> None:
-    """Checkpoints and all weights but the final ones: inodes and quota are short on clusters."""
+    """Checkpoints, all weights but the final ones, and what jobs said of themselves while they ran: inodes and quota are short on
+    clusters, and an evaluation may have a thousand attempts."""
     last = {a.folder for seed in {a.seed for a in candidate.attempts} if (a := jobspec.trained(candidate, seed))}
     for attempt in candidate.attempts:
         shutil.rmtree(attempt.folder / "checkpoints", ignore_errors=True)
         shutil.rmtree(attempt.folder / "chunks", ignore_errors=True)  # of evaluations that were killed
         shutil.rmtree(attempt.folder / "submitit", ignore_errors=True)
+        for entry in os.scandir(attempt.folder):
+            if SPENT.fullmatch(entry.name) and (entry.stat().st_size == 0 or not entry.name.startswith("stack")):
+                os.unlink(entry)
         done = attempt.result["payload"].get("snapshots", {}) if attempt.result and attempt.folder in last else {}
         keep = {done[max(done, key=float)]} if done else set()
         for snapshot in sorted((attempt.folder / "snapshots").glob("*")):

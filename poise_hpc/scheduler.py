@@ -58,7 +58,7 @@ class Seen:
     @property
     def launch_failed(self) -> bool:
         """Requeued and held after a node could not start it: Slurm never tries again by itself."""
-        return self.state == "PENDING" and LAUNCH_FAILED.search(self.reason) is not None
+        return self.state == "LAUNCH_FAILED" or self.waits and LAUNCH_FAILED.search(self.reason) is not None
 
     @property
     def waits(self) -> bool:
@@ -119,6 +119,7 @@ class Queue:
         if seen is not None:
             return ended(job, seen.id, seen.state)
         if job.job_id is None:
+            del self._missing[job.attempt]  # its folder's name is free again
             return False
         state = self._states.get(job.job_id)
         if state:
@@ -179,7 +180,7 @@ class Queue:
     def _found(self, job: Submitted, seen: Seen) -> None:
         if self._missing.pop(job.attempt, None) is not None or (job.attempt / "missing.json").exists():
             (job.attempt / "missing.json").unlink(missing_ok=True)
-        if seen.state == "PENDING" and STUCK.search(seen.reason) and (job.attempt, seen.reason) not in self._told:
+        if seen.waits and STUCK.search(seen.reason) and (job.attempt, seen.reason) not in self._told:
             self._told.add((job.attempt, seen.reason))
             self.tell(job, f"job {seen.id} waits and will not start by itself: {seen.reason}. `scontrol show job {seen.id}` says more")
 
@@ -239,9 +240,10 @@ def elements(ids: str) -> list[str]:
 
 
 def run(arguments: list[str], timeout_s: float = 60.0) -> str:
-    """Run a Slurm client command."""
+    """Run a Slurm client command, without what a person has set for his own: with SQUEUE_PARTITION, say, most jobs would look gone."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("SQUEUE_", "SACCT_", "SCANCEL_"))}
     try:
-        done = subprocess.run(arguments, capture_output=True, text=True, errors="replace", timeout=timeout_s, stdin=subprocess.DEVNULL)
+        done = subprocess.run(arguments, env=env, capture_output=True, text=True, errors="replace", timeout=timeout_s, stdin=subprocess.DEVNULL)
     except subprocess.TimeoutExpired:
         raise SchedulerSilent(f"{arguments[0]} did not answer within {timeout_s:g} s") from None
     except OSError as error:

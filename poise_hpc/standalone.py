@@ -83,7 +83,7 @@ def submissions(root: Path, config: Config, site_file: Path | None, keeper: Path
         if site.scheduler == "local":
             scripts[str(stage)] = f"# on this host: {jobspec.ranks(config, stage)} process(es) of jobs.run_attempt({str(attempt)!r})"
         else:
-            prefix = jobspec.job_prefix(Campaign.open(root)) if (root / "campaign.json").exists() else f"poise-{Path(root).name}-CREATED-"
+            prefix = jobspec.job_prefix(Campaign.open(root)) if (root / "campaign.json").exists() else f"poise-{jobspec.label(root)}-CREATED-"
             scripts[str(stage)] = SlurmCluster(site, prefix).script(attempt, f"{prefix}{owner}-{attempt.name}", stage, jobspec.ranks(config, stage),
                                                                     min(len(units), site.max_array))
     return {"campaign": str(root), "scripts": scripts}

@@ -6,6 +6,9 @@
 
 chain=$SLURM_JOB_NAME
 
+# A person's defaults (SQUEUE_PARTITION, SCANCEL_STATE ...) would hide the waiting link: each link would add another two.
+for name in $(compgen -e SQUEUE_) $(compgen -e SCANCEL_); do unset "$name"; done
+
 add_link() {  # add_link MINUTES SCRIPT ARGUMENTS...   with the options this link was started with
   local minutes=$1 waiting options; shift
   waiting=$(squeue --noheader --user="$(id -un)" --name="$chain" --states=PENDING --format=%A)

@@ -3,6 +3,6 @@
 forget_job() {
   local name
   for name in $(compgen -e SLURM_) $(compgen -e SRUN_) $(compgen -e SBATCH_); do
-    [ "$name" = SLURM_CONF ] || unset "$name"
+    case $name in SLURM_CONF | SLURM_CLUSTERS) ;; *) unset "$name" ;; esac
   done
 }

@@ -14,6 +14,7 @@ import numpy as np
 from poise_hpc import config as configuration
 from poise_hpc import files
 from poise_hpc.campaign import Campaign
+from poise_hpc.evaluation import parts
 from poise_hpc.settings import overlay
 from poise_hpc.types import Outcome
 
@@ -44,7 +45,7 @@ def noop_work(attempt: Path, job: dict[str, Any]) -> dict[str, Any]:
 
 
 def evaluate(attempt: Path, job: dict[str, Any], config: configuration.Config, points: list[float]) -> list[str]:
-    """Elements of these points; those of fewer points are a part of those of more."""
+    """Elements of these points, or what the job is to do only; those of fewer points are a part of those of more."""
     (attempt / "elements").mkdir()
     names = []
     skill = np.random.default_rng([7, int(job["candidate"][1:])]).uniform(0.1, 0.6)
@@ -55,14 +56,28 @@ def evaluate(attempt: Path, job: dict[str, Any], config: configuration.Config, p
             element = {"at": f"{at:g}", "benchmark": name, "split": b.split, "problem_ids": list(range(b.problems)), "n": b.samples,
                        "correct": correct.tolist(), "valid": [b.samples] * b.problems, "truncated": [0] * b.problems,
                        "mean_length": [10.0] * b.problems, "seconds": 0.0}
-            path = attempt / "elements" / f"{at:g}-{name}.json"
+            asked = job.get("only", [[f"{at:g}", name]])[0]
+            if asked[:2] != [f"{at:g}", name]:
+                continue
+            path = attempt / "elements" / f"{'@'.join(['-'.join(asked[:2]), *map(str, asked[2:])])}.json"
+            if asked[2:]:
+                element = part(element, parts.cut([0] * b.problems, b.samples, config.evaluate.chunk_completions), asked[2])
+            rows = sorted(parts.rows(element))  # each completion is one token, the number of its row
             if at == points[-1]:
-                np.savez(path.with_suffix(".npz"), tokens=np.zeros(b.problems * b.samples, np.uint16),
-                         offsets=np.arange(b.problems * b.samples + 1))
+                np.savez(path.with_suffix(".npz"), tokens=np.array(rows, np.uint16), offsets=np.arange(len(rows) + 1))
                 element["npz_sha256"] = hashlib.sha256(path.with_suffix(".npz").read_bytes()).hexdigest()
             files.write_json(path, element, sync=False)
             names.append(f"elements/{path.name}")
     return names
+
+
+def part(element: dict[str, Any], cut: list[parts.Chunk], k: int) -> dict[str, Any]:
+    """What a job of one chunk writes of it. A problem's first samples are its correct ones."""
+    chunk, places = cut[k], sorted(cut[k].problems)
+    correct = [min(max(element["correct"][i] - chunk.first, 0), chunk.n) for i in places]
+    return {key: element[key] for key in ("at", "benchmark", "split", "n", "seconds")} | {
+        "of": len(cut), "places": places, "first": chunk.first, "samples": chunk.n, "problem_ids": [element["problem_ids"][i] for i in places],
+        "correct": correct, "valid": [chunk.n] * len(places), "truncated": [0] * len(places), "length": [10 * chunk.n] * len(places), "components": {}}
 
 
 def campaign(root: Path, **change: Any) -> Campaign:

@@ -435,6 +435,13 @@ def test_a_full_disk_stops_with_its_name_and_loses_nothing(small_disk, tmp_path)
     assert len(json.loads(run("leaderboard", root, "--json").stdout)["rows"]) == 3
 
 
+def test_a_step_of_a_misspelt_campaign_creates_none(tmp_path):
+    """Only with a config; from cron, every five minutes, a wrong path must not start another search."""
+    assert "is no campaign" in run("step", tmp_path / "c", "--site", "configs/sites/local.yaml", code=2).stderr
+    run("step", tmp_path / "c", "--config", "configs/tiny.yaml", "--dry-run")
+    assert not (tmp_path / "c").exists()
+
+
 def test_a_campaign_that_cannot_be_created_says_so(tmp_path):
     (tmp_path / "file").write_text("")
     assert "cannot create the campaign folder" in run("run", tmp_path / "file" / "c", "--cache-dir", tmp_path / "cache", code=1).stderr

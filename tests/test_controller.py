@@ -36,18 +36,39 @@ def test_a_campaign_ends_with_everything_archived(undisturbed):
     assert undisturbed["c0000"]["parents"] == () and all(e["parents"] for id, e in undisturbed.items() if id != "c0000")
 
 
-@pytest.mark.parametrize(("evaluate_by", "seed"), [*(("train", seed) for seed in range(4)), ("seed", 0), ("element", 0), ("element", 1)])
+@pytest.mark.parametrize(("evaluate_by", "seed"), [*(("train", seed) for seed in range(4)), ("seed", 0), ("element", 0), ("element", 1),
+                                                     ("chunk", 0), ("chunk", 3)])
 def test_the_order_in_which_jobs_end_changes_nothing(undisturbed, tmp_path, seed, evaluate_by):
-    root = campaign(tmp_path / "c", **SMALL, jobs={"evaluate_by": evaluate_by}).root
+    """Chunks of 6 completions are of several problems, those of 3 are a part of one problem's 4 samples."""
+    root = campaign(tmp_path / "c", **SMALL, jobs={"evaluate_by": evaluate_by}, evaluate={"chunk_completions": 6 if seed == 0 else 3}).root
     drive(root, ShuffledCluster(seed, slots=2 + seed))
     def numbers(found):
-        return {id: {k: v for k, v in entry.items() if k != "config"} for id, entry in found.items()}  # it names evaluate_by
+        return {id: {k: v for k, v in entry.items() if k != "config"} for id, entry in found.items()}  # it names evaluate_by and chunk_completions
 
     assert numbers(archive_of(root)) == numbers(undisturbed)
 
 
 def test_a_record_says_how_its_completions_are_read(undisturbed):
     assert all(e["vocabulary"] == {"symbols": ["a"]} for e in undisturbed.values())  # what the prepare job said
+
+
+def test_a_scheduler_that_takes_no_jobs_for_long_leaves_nothing_behind(undisturbed, tmp_path):
+    """sbatch says "not now" 100 times while squeue answers that there is no such job: one batch is announced at a time, and forgotten."""
+    class Closed(InlineCluster):
+        refused, most = 0, 0
+
+        def submit(self, attempts, name, stage, ranks):
+            if stage == Stage.CHECK and self.refused < 100:
+                self.refused += 1
+                self.most = max(self.most, len(list(root.glob("candidates/*/attempts/*"))))
+                return None
+            return super().submit(attempts, name, stage, ranks)
+
+    root = campaign(tmp_path / "c", **SMALL).root
+    cluster = Closed(noop_work)
+    drive(root, cluster)
+    assert cluster.refused == 100 and cluster.most == 1
+    assert archive_of(root) == undisturbed
 
 
 def test_the_window_rule(tmp_path):

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -147,15 +148,30 @@ def test_other_versions_and_missing_gpus():
 # --- the job
 
 
+def test_set_up_lines_that_fail_are_named(tmp_path):
+    """A job's script goes on after them. What a sourced script does inside is its own business."""
+    folder = tmp_path / "my folder"
+    folder.mkdir()
+    (folder / "activate").write_text("false\nexport INSIDE=1\n")
+    setup = ["export A=1", "module load no/such", f"source '{folder}/activate'", f"source '{folder}/none'"]
+    (folder / "job.sh").write_text("\n".join([*nodes.notice_failures(setup, folder / nodes.SETUP), "false", 'echo "$A$INSIDE"']))
+    done = subprocess.run(["bash", folder / "job.sh"], capture_output=True, text=True)
+    assert done.stdout == "11\n"
+    (folder / "log.out").write_text(done.stderr)
+    (finding,) = nodes.set_up(folder)
+    assert finding.level == "warn" and f"failed in the job: module load no/such; source '{folder}/none'" in finding.text and "module: command not found" in finding.text
+    assert list(nodes.set_up(tmp_path)) == nodes.notice_failures([], folder) == []
+
+
 def test_waiting_ends_with_the_reports_or_with_the_job(tmp_path):
     files.write_json(tmp_path / "node-0.json", {"rank": 0})
     slept = []
-    gone = nodes.wait(tmp_path, 2, "7", 10, fake(squeue=SchedulerSilent("Invalid job id specified")), slept.append)
+    gone = nodes.wait(tmp_path, 2, "7", 10, fake(squeue=SchedulerSilent("Invalid job id specified")), 60, slept.append)
     assert gone == [{"rank": 0}] and len(slept) == 15 + 60  # the job is gone: a minute more for its files
     slept.clear()
-    assert nodes.wait(tmp_path, 2, "7", 2, fake(squeue="PENDING\n"), slept.append) == [{"rank": 0}] and len(slept) == 120
+    assert nodes.wait(tmp_path, 2, "7", 2, fake(squeue="PENDING\n"), 60, slept.append) == [{"rank": 0}] and len(slept) == 120
     files.write_json(tmp_path / "node-1.json", {"rank": 1})
-    assert len(nodes.wait(tmp_path, 2, "7", 10, fake(), slept.append)) == 2
+    assert len(nodes.wait(tmp_path, 2, "7", 10, fake(), 60, slept.append)) == 2
 
 
 def test_a_probe_of_one_node_answers_everything(tmp_path, monkeypatch):

@@ -6,12 +6,14 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from helpers_lab import tiny
 from poise_hpc import files, worker
 from poise_hpc.config import Benchmark
-from poise_hpc.evaluation import chunks, job, metrics
+from poise_hpc.evaluation import chunks, job, metrics, parts
+from poise_hpc.settings import overlay
 from poise_hpc.tasks.base import Grade, load_task
 from poise_hpc.types import CandidateError, PoiseError
 
@@ -145,7 +147,7 @@ def test_counts_can_be_graded_again_from_the_raw_completions(evaluated):
     completions = job.unpack(attempt / "elements/1.0-hard.npz")
     problems = [p for p in task.problems("hard", "selection", 4) for _ in range(4)]
     truncated = [c[-1] != task.eos_id for c in completions]
-    again = job.per_problem(4, completions, truncated, task.grade(problems, completions, truncated))
+    again = parts.figures(job.count(4, completions, truncated, task.grade(problems, completions, truncated)), 4)
     assert again == {k: found[k] for k in again}
 
 
@@ -215,8 +217,13 @@ def test_a_stop_request_is_obeyed_between_elements(weights, tmp_path, monkeypatc
 def sampled(monkeypatch) -> list[list[str]]:
     """Ids of the problems that are really sampled from now on, by chunk."""
     asked, real = [], job.sample
-    monkeypatch.setattr(job, "sample", lambda *a: (asked.append([p.id for p in a[3]]), real(*a))[1])
+    monkeypatch.setattr(job, "sample", lambda *a: (asked.append([a[3][i].id for i in a[4].problems]), real(*a))[1])
     return asked
+
+
+def chunked(completions: int) -> dict:
+    """The tiny config, with chunks of that many completions."""
+    return overlay(tiny().dump(), {"evaluate": {"chunk_completions": completions}})
 
 
 @pytest.mark.parametrize("harm, again", [
@@ -227,15 +234,14 @@ def sampled(monkeypatch) -> list[list[str]]:
 ], ids=["as it was", "chunk lost", "chunk cut short", "chunk of other problems"])
 @pytest.mark.parametrize("where", ["same attempt", "later attempt"])
 def test_a_benchmark_goes_on_in_the_middle(weights, tmp_path, monkeypatch, harm, again, where):
-    """8 problems with 2 samples each, in chunks of 2 problems; the job is stopped after half of them."""
-    monkeypatch.setattr(job, "ROWS_AT_ONCE", 4)
+    """8 problems with 2 samples each, in chunks of 2 problems; the job is stopped after a quarter of them."""
     whole, first = tmp_path / "whole", tmp_path / "first"
     whole.mkdir()
     first.mkdir()
-    one = spec(weights, only=[["0.5", "easy"]])
+    one = spec(weights, only=[["0.5", "easy"]], config=chunked(4))
     job.run(one, whole)
     asked = sampled(monkeypatch)
-    with monkeypatch.context() as stopped, pytest.raises(worker.Stopped, match="2 of 8 problems of 0.5-easy"):
+    with monkeypatch.context() as stopped, pytest.raises(worker.Stopped, match="4 of 16 completions of 0.5-easy"):
         stopped.setattr(worker, "stop_requested", lambda: len(asked) > 0)
         job.run(one, first)
     assert not read(first)
@@ -250,8 +256,63 @@ def test_a_benchmark_goes_on_in_the_middle(weights, tmp_path, monkeypatch, harm,
 
 
 def test_chunks_are_of_similar_length_and_hold_every_problem_once():
-    assert chunks.split([5, 3, 9, 3, 5], 2) == [[1, 3], [0, 4], [2]]
-    assert chunks.split([4, 4, 4], 5) == [[0, 1, 2]] and chunks.split([], 3) == []
+    assert [c.problems for c in parts.cut([5, 3, 9, 3, 5], 2, 5)] == [(1, 3), (0, 4), (2,)]
+    assert parts.cut([4, 4, 4], 2, 10) == [parts.Chunk((0, 1, 2), 0, 2)] and parts.cut([], 2, 10) == []
+    # More samples than a chunk holds: those of one problem are cut.
+    assert parts.cut([9, 3], 5, 2) == [parts.Chunk((i,), first, n) for i in (0, 1) for first, n in ((0, 2), (2, 2), (4, 1))]
+    assert parts.Chunk((1,), 2, 2).rows(5) == [7, 8]
+
+
+@pytest.mark.parametrize("problems, samples, most", list(itertools.product((1, 2, 7), (1, 3, 8), (1, 3, 4, 100))))
+def test_chunks_are_counted_without_the_problems(problems, samples, most):
+    cut = parts.cut([3] * problems, samples, most)
+    assert parts.count(problems, samples, most) == len(cut)
+    assert sorted(row for chunk in cut for row in chunk.rows(samples)) == list(range(problems * samples))
+    assert all(len(chunk.problems) * chunk.n <= most for chunk in cut)
+
+
+@pytest.mark.parametrize("completions, of", [(4, 4), (3, 8), (1, 16)], ids=["two problems", "a problem", "a sample"])
+def test_parts_make_up_the_element_that_one_job_would_have_made(weights, tmp_path, completions, of):
+    """Of 8 problems with 2 samples each: counts, figures and raw completions, to the bit, in whatever order the parts come."""
+    whole, apart = tmp_path / "whole", tmp_path / "apart"
+    one = spec(weights, only=[["0.5", "easy"]], config=chunked(completions))
+    for folder in (whole, apart):
+        folder.mkdir()
+    job.run(one, whole)
+    for k in reversed(range(of)):
+        assert job.run(one | {"only": [["0.5", "easy", k]]}, apart) == {"elements": [f"elements/0.5-easy@{k}.json"]}
+    found = read(apart)
+    assert len(found) == of and parts.merge(list(found.values())[1:]) is None, "one is missing"
+    expected = read(whole)["0.5-easy"]
+    for order in (list(found), list(found)[::-1]):
+        merged = parts.merge([found[key] for key in order])
+        assert merged | {"npz_sha256": expected["npz_sha256"], "seconds": expected["seconds"]} == expected
+    loaded = [(parts.rows(part), np.load(apart / f"elements/{key}.npz")) for key, part in found.items()]
+    with np.load(whole / "elements/0.5-easy.npz") as data:
+        for ours, theirs in zip(chunks.join(loaded), (data["tokens"], data["offsets"]), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_part_of_an_earlier_attempt_is_taken_over(weights, tmp_path, monkeypatch):
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    one = spec(weights, only=[["0.5", "easy", 1]], config=chunked(4))
+    job.run(one, first)
+    asked = sampled(monkeypatch)
+    job.run(one | {"resume": [str(first)]}, second)
+    assert not asked and read(second) == read(first)
+    job.run(one | {"only": [["0.5", "easy", 2]], "resume": [str(first)]}, second)
+    assert len(asked) == 1, "another part is another question"
+
+
+def test_means_are_rounded_once():
+    """0.1 + 0.2 + 0.3, in floating point, depends on where it is cut; the exact sum of the three doubles does not."""
+    counts = {"correct": [1], "valid": [3], "truncated": [0], "length": [10]}
+    at_once = parts.figures(counts | {"components": {"x": parts.total([0.1, 0.2, 0.3])}}, 3)
+    cut = [counts | {"of": 2, "n": 3, "places": [0], "problem_ids": ["p"], "seconds": 1.0, "components": {"x": parts.total(x)}} for x in ([0.1], [0.2, 0.3])]
+    assert parts.merge(cut)["components"] == at_once["components"] == {"x": 0.2} and (0.1 + 0.2 + 0.3) / 3 != 0.2
+    assert at_once["mean_length"] == [10 / 3]
 
 
 def test_a_chunk_answers_its_own_question_only(tmp_path):

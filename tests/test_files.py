@@ -58,6 +58,21 @@ def test_exclusive_creation_has_one_winner(tmp_path):
     assert os.listdir(tmp_path) == ["claim.json"]
 
 
+def test_a_link_that_the_server_made_and_denies_is_ours(tmp_path, monkeypatch):
+    """NFS over a lossy network: the answer is lost, the repeated request finds the link of the first one."""
+    link = os.link
+
+    def answered_twice(source, target):
+        link(source, target)
+        raise FileExistsError(errno.EEXIST, "File exists")
+
+    with monkeypatch.context() as lossy:
+        lossy.setattr(os, "link", answered_twice)
+        assert files.create_exclusive(tmp_path / "claim", {"n": 1})
+    assert not files.create_exclusive(tmp_path / "claim", {"n": 2}) and files.read_json(tmp_path / "claim") == {"n": 1}
+    assert os.listdir(tmp_path) == ["claim"]
+
+
 def test_a_torn_line_costs_itself_only(tmp_path):
     path = tmp_path / "log.jsonl"
     files.append_line(path, {"n": 1})

@@ -182,6 +182,23 @@ def test_a_job_given_up_for_lost_is_fenced_off(tmp_path):
     assert files.read_json(attempt / "result.json")["cause"] == "vanished"
 
 
+@pytest.mark.parametrize("at_work", [True, False])
+def test_a_job_whose_attempt_was_given_up_says_nothing_in_its_successors_name(tmp_path, at_work):
+    """The scheduler had forgotten it: the controller has removed the folder, and another job has claimed the one of the same name.
+    `at_work`: it notices with a heartbeat; or it ends before the next one."""
+    attempt = h.write_job(tmp_path / "a", "works_until_stopped", heartbeat_s=0.05 if at_work else 600.0)
+    process = start(attempt)
+    until((attempt / "claim-0.json").exists, "no claim")
+    until((attempt / "heartbeat.json").exists, "no heartbeat")
+    attempt.rename(tmp_path / "given up")
+    attempt.mkdir()
+    jobs.claim(attempt, place("another"))
+    if not at_work:
+        process.send_signal(signal.SIGUSR1)
+    assert process.communicate(timeout=60)[0].strip() == "fenced off"
+    assert {path.name for path in attempt.iterdir()} <= {"claim-0.json", "heartbeat.json", "progress.json", "outcome-0.json"}
+
+
 # --- claims
 
 def test_a_twin_cannot_claim(tmp_path):
@@ -376,6 +393,14 @@ def test_caches_that_killed_jobs_left_on_the_node_go_with_the_next_job(tmp_path)
     assert sorted(p.name for p in node.iterdir()) == ["a file", "alive", "dead but used", "link", "server"]
     assert [p.name for p in (node / "dead but used").iterdir()] == ["notes.txt"]
     assert (node / "alive" / "triton" / "kernel").exists()
+
+
+def test_a_heartbeat_that_cannot_be_written_does_not_end_the_run(tmp_path):
+    """A folder in its place stands for a file server that refuses for a while."""
+    attempt = h.write_job(tmp_path / "a", "nothing", heartbeat_s=0.05)
+    (attempt / "heartbeat.json" / "x").mkdir(parents=True)
+    assert ended(start(attempt), attempt)["outcome"] == Outcome.SUCCEEDED
+    assert not list(attempt.glob(".heartbeat.json.*"))
 
 
 def test_a_running_jobs_cache_has_a_heartbeat_and_a_killed_ones_keeps_it(tmp_path):

@@ -104,7 +104,7 @@ def test_a_lone_candidate_is_read_again_after_its_rung(whole, tmp_path):
     assert {id: numbers(e) for id, e in archive_of(root).items()} == {id: numbers(whole[id]) for id in ("c0000", "c0001")}
 
 
-@pytest.mark.parametrize(("evaluate_by", "seed"), [("train", 0), ("train", 1), ("seed", 0), ("seed", 1), ("element", 0), ("element", 1)])
+@pytest.mark.parametrize(("evaluate_by", "seed"), [("train", 0), ("train", 1), ("seed", 0), ("seed", 1), ("element", 0), ("element", 1), ("chunk", 0)])
 def test_neither_the_order_nor_who_evaluates_changes_anything(undisturbed, tmp_path, evaluate_by, seed):
     root = screened(tmp_path / "c", jobs={"evaluate_by": evaluate_by})
     drive(root, ShuffledCluster(seed, slots=3))

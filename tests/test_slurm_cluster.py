@@ -10,6 +10,7 @@ import submitit
 from helpers_campaign import campaign
 
 from poise_hpc import jobs, jobspec, scheduler, site, standalone
+from poise_hpc.cluster import submission
 from poise_hpc.cluster.slurm import SlurmCluster
 from poise_hpc.scheduler import FINAL, Gone, SchedulerSilent, Submitted, elements
 from poise_hpc.types import Outcome, PoiseError
@@ -257,6 +258,9 @@ def test_what_never_reached_the_scheduler_is_gone_after_the_lag(slurm, tmp_path)
     fake, one = cluster(slurm), job(tmp_path, id=None)
     assert [after(slurm, s, fake, one) for s in (0, 30, 29, 1)] == [None, None, None, False]
     assert slurm.count("sacct") == 0
+    # Its folder is removed then. The next try has one of the same name, and patience begins anew.
+    (one.attempt / "missing.json").unlink()
+    assert [after(slurm, s, fake, job(tmp_path)) for s in (30, 30)] == [None, None]
 
 
 def test_a_job_that_found_nothing_to_run_is_nobodys_failure(slurm, tmp_path):
@@ -289,17 +293,19 @@ def test_queries_of_an_hour_with_500_jobs(slurm, tmp_path):
 
 def test_a_job_that_will_not_start_is_told_once(slurm, tmp_path):
     fake, one = cluster(slurm), job(tmp_path)
-    for reason in ("Priority", "PartitionTimeLimit", "PartitionTimeLimit", "JobHeldAdmin"):
-        slurm.queue = line("7", "PENDING", reason=reason)
+    for state, reason in (("PENDING", "Priority"), ("PENDING", "PartitionTimeLimit"), ("PENDING", "PartitionTimeLimit"), ("PENDING", "JobHeldAdmin"),
+                          ("REQUEUE_HOLD", "JobHeldUser")):
+        slurm.queue = line("7", state, reason=reason)
         assert after(slurm, 30, fake, one) is True
-    assert [text.partition(": ")[2].partition(".")[0] for text in slurm.told] == ["PartitionTimeLimit", "JobHeldAdmin"]
+    assert [text.partition(": ")[2].partition(".")[0] for text in slurm.told] == ["PartitionTimeLimit", "JobHeldAdmin", "JobHeldUser"]
 
 
-@pytest.mark.parametrize("reason", ["launch failed requeued held", "launch_failed_requeued_held"])
-def test_a_job_that_slurm_holds_after_a_failed_launch_is_taken_back(slurm, tmp_path, reason):
+@pytest.mark.parametrize(("state", "reason"), [("PENDING", "launch failed requeued held"), ("PENDING", "launch_failed_requeued_held"),
+                                               ("REQUEUE_HOLD", "launch failed requeued held"), ("LAUNCH_FAILED", "None")])  # newer versions
+def test_a_job_that_slurm_holds_after_a_failed_launch_is_taken_back(slurm, tmp_path, state, reason):
     """Seen when slurmctld is killed right after it started a job: nobody releases it, so it is cancelled and repeated."""
     fake, one = cluster(slurm), job(tmp_path, index=1, id="7_1")
-    slurm.queue = line("7_1", "PENDING", reason=reason)
+    slurm.queue = line("7_1", state, reason=reason)
     assert news(fake, one) is None and slurm.cancelled == []
     gone = after(slurm, 60, fake, one)
     assert (gone.outcome, gone.cause) == (Outcome.INFRA_ERROR, "launch-failed") and slurm.cancelled == [["7_1"]]
@@ -617,6 +623,21 @@ def test_no_slurm_here(slurm, tmp_path, monkeypatch):
 
 
 # --- the commands themselves
+
+
+def test_a_persons_defaults_for_the_commands_hide_no_job(monkeypatch):
+    for name in ("SQUEUE_PARTITION", "SQUEUE_FORMAT2", "SACCT_LOCAL", "SCANCEL_STATE", "SLURM_CLUSTERS", "SLURM_CONF"):
+        monkeypatch.setenv(name, "x")
+    seen = {line.partition("=")[0] for line in scheduler.run(["env"]).splitlines()}
+    assert not {name for name in seen if name.startswith(("SQUEUE_", "SACCT_", "SCANCEL_"))} and {"SLURM_CLUSTERS", "SLURM_CONF", "PATH"} <= seen
+
+
+def test_sbatch_goes_to_the_cluster_that_squeue_is_asked_about(monkeypatch):
+    for name in ("SLURM_CLUSTERS", "SLURM_CONF", "SLURM_MEM_PER_NODE", "SBATCH_PARTITION"):
+        monkeypatch.setenv(name, "x")
+    with submission.clean_environment():
+        assert {name for name in os.environ if name.startswith(("SLURM_", "SBATCH_"))} == {"SLURM_CLUSTERS", "SLURM_CONF"}
+    assert os.environ["SLURM_MEM_PER_NODE"] == "x"
 
 
 def test_a_command_that_fails_hangs_or_is_not_there_is_silence(tmp_path):

@@ -141,4 +141,4 @@ def test_a_refused_request_is_said_and_repeated_when_corrected(here, tmp_path):
     driven = controller(Campaign.open(made.root))
     drive(driven)
     done_once(driven)
-    assert [a.result["cause"] for a in driven.home.attempts] == ["never-submitted", ""]
+    assert [a.result["cause"] for a in driven.home.attempts] == [""] and "prepare never submitted" in events(driven.campaign)

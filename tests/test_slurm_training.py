@@ -28,8 +28,9 @@ from poise_hpc.settings import overlay, read
 from poise_hpc.types import Outcome, Stage
 
 pytestmark = [*needs_slurm, pytest.mark.timeout(1200)]
-TINY = {"train": {"steps": 12, "checkpoint_every": 2}, "search": {"candidates": 0, "train_seeds": [0]}, "jobs": {"ranks": 4},
-        "evaluate": {"benchmarks": {"hard": {"split": "hard", "problems": 4, "samples": 4, "metrics": {"acc@1": 0.5, "pass@4": 0.5}}}}}
+BENCHMARKS = {"hard": {"split": "hard", "problems": 4, "samples": 8, "metrics": {"acc@1": 0.5, "pass@4": 0.5}}}
+TINY = {"train": {"steps": 12, "checkpoint_every": 2}, "evaluate": {"chunk_completions": 16, "benchmarks": BENCHMARKS},
+        "search": {"candidates": 0, "train_seeds": [0]}, "jobs": {"ranks": 4}}
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def facts(driven: Controller) -> dict[str, Any]:
     entry = archive.read(driven.campaign.records / "c0000.h5")
     return {"hashes": entry.hashes, "curves": entry.curve_values.tolist(), "score": entry.score, "seeds": entry.seeds, "outcome": entry.outcome,
             "evaluations": sorted(row.tobytes() for row in entry.evaluations[["seed", "at", "benchmark", "problem", "n", "correct", "valid", "truncated"]]),
-            "completions": entry.completion_tokens.size}
+            "completions": entry.completion_tokens.tobytes(), "ends": entry.completion_offsets.tobytes()}
 
 
 @pytest.fixture(scope="module")
@@ -72,11 +73,11 @@ def undisturbed(cluster, cache, tmp_path_factory) -> dict[str, Any]:
     """Facts of a run that nothing happened to; its snapshots are evaluated by an array of jobs."""
     with pytest.MonkeyPatch.context() as patch:
         point_at(cluster, patch)
-        driven = controller(tiny(tmp_path_factory.mktemp("u") / "undisturbed", cache, jobs={"evaluate_by": "element"}))
+        driven = controller(tiny(tmp_path_factory.mktemp("u") / "undisturbed", cache, jobs={"evaluate_by": "chunk"}))
         drive(driven, limit_s=500)
     (trained,), evaluated = attempts(driven, Stage.TRAIN), attempts(driven, Stage.EVALUATE)
     assert trained.result["ranks"] == 4
-    assert sorted(a.submitted["job_id"].partition("_")[2] for a in evaluated) == ["0", "1", "2"]  # the untrained policy and 2 points
+    assert sorted(a.submitted["job_id"].partition("_")[2] for a in evaluated) == [str(i) for i in range(6)]  # the untrained policy and 2 points, 2 chunks each
     return facts(driven)
 
 

@@ -94,12 +94,13 @@ class TestReal:
     def test_a_chain_of_steps_drives_a_campaign_and_ends(self, tmp_path: Path):
         with virtual_cluster(nodes=1) as cluster:
             campaign = new_campaign(tmp_path, enough=3, wait="")
-            start(cluster, tmp_path, "controller-step.sbatch", campaign)
+            mine = {"SQUEUE_PARTITION": "high", "SCANCEL_STATE": "RUNNING"}  # of somebody who looks at that one only
+            start(cluster, tmp_path, "controller-step.sbatch", campaign, **mine)
             until(lambda: len(jobs(cluster)) == 2, "the first link adds no second")
-            start(cluster, tmp_path, "controller-step.sbatch", campaign)  # started twice by mistake: still one chain
+            start(cluster, tmp_path, "controller-step.sbatch", campaign, **mine)  # started twice by mistake: still one chain
             (campaign / "wait").unlink()  # only now: else the chain may be over before its twin starts
             until(lambda: jobs(cluster) == [], "the chain does not end")
-            assert steps(campaign) == ["step 4 clean 1"] * 3
+            assert steps(campaign) == ["step 6 clean 1"] * 3
             assert sorted(states(cluster)) == ["CANCELLED"] + ["COMPLETED"] * 3  # no link was ever added twice
 
     def test_a_chain_ends_where_only_a_person_can_go_on(self, tmp_path: Path):

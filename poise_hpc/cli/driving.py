@@ -5,7 +5,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -96,15 +97,22 @@ def llm_proposer(campaign: Any) -> Any:
     return LLMProposer(llm, campaign.config, campaign.root)
 
 
-def drive(campaign: Any, as_json: bool, config: Any = None, site_file: Path | None = None) -> Any:
-    """Loop until the campaign is done or held; the controller that did it. First a new config and site file are taken over."""
-    from .. import controller as loop
-
-    with campaign.lock() as lock:  # first: a controller that is refused has changed nothing
+@contextmanager
+def driving(campaign: Any, config: Any, site_file: Path | None) -> Iterator[Any]:
+    """The campaign's lock; under it a new config and site file are taken over: a controller that is refused has changed nothing."""
+    with campaign.lock() as lock:
         if config is not None:
             campaign.adopt(config)
         if site_file is not None:
             campaign.set_site(site_file)
+        yield lock
+
+
+def drive(campaign: Any, as_json: bool, config: Any = None, site_file: Path | None = None) -> Any:
+    """Loop until the campaign is done or held; the controller that did it."""
+    from .. import controller as loop
+
+    with driving(campaign, config, site_file) as lock:
         controller = build(campaign, say=lambda line: click.echo(line, err=as_json))
         stop_on_signal(controller)
         loop.drive(controller, time.sleep, lock, watch=Progress(campaign, quiet=as_json))

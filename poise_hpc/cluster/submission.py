@@ -22,6 +22,7 @@ from ..scheduler import Submitted
 from ..site import Site
 from ..types import PoiseError
 
+WHICH = ("SLURM_CONF", "SLURM_CLUSTERS")  # cluster; squeue and scancel go by them, too
 SBATCH_S = 120  # a scheduler that hangs: the job may exist all the same, and is found by its name then
 
 
@@ -127,5 +128,5 @@ class clean_environment(without_secrets):
     """A controller that is itself a job must not hand its own allocation on: sbatch would mix it into the new job's."""
 
     def hides(self, name: str, secret: tuple[str, ...]) -> bool:
-        inherited = name.startswith(("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "SUBMITIT_")) and name != "SLURM_CONF"
+        inherited = name.startswith(("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "SUBMITIT_")) and name not in WHICH
         return inherited or super().hides(name, secret)

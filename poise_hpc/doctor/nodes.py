@@ -1,10 +1,11 @@
 """What the nodes see: `probe.py` in a tiny job, and what its reports mean."""
 from __future__ import annotations
 
+import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from .here import walls_finding
 from .slurm import cure_of
 
 SKEW_S = 5.0
+SETUP = "setup-failed.txt"
 
 
 def in_a_job(site: Site, config: Config, folder: Path, wait_min: float, say: Callable[[str], None], call: Call) -> list[Finding]:
@@ -33,8 +35,8 @@ def in_a_job(site: Site, config: Config, folder: Path, wait_min: float, say: Cal
 
         rebuild(where)
         script = where / "probe.sh"
-        script.write_text("\n".join(["#!/bin/bash", *sites.setup_lines(site),
-                                     f"srun --kill-on-bad-exit=1 {sites.python_command(site)} -m poise_hpc.probe {sites.shlex.quote(scratch)}", ""]), encoding="utf-8")
+        script.write_text("\n".join(["#!/bin/bash", *notice_failures(site.setup, where / SETUP), *sites.setup_lines(site)[len(site.setup):],
+                                     f"srun --kill-on-bad-exit=1 {sites.python_command(site)} -m poise_hpc.probe {shlex.quote(scratch)}", ""]), encoding="utf-8")
         options = sites.sbatch_options(small, "train", nodes)
         try:
             with clean_environment():  # perhaps this is a job itself
@@ -44,7 +46,7 @@ def in_a_job(site: Site, config: Config, folder: Path, wait_min: float, say: Cal
             return [Finding("fail", "job", f"sbatch refused it: {silent}", cure_of(str(silent)))]
         say(f"job {job}: two minutes once it runs; waiting up to {wait_min:g} min for the queue (ctrl-c cancels it)")
         try:
-            reports = wait(where, nodes, job, wait_min, call)
+            reports = wait(where, nodes, job, wait_min, call, site.result_lag_s)
         finally:
             try:
                 call(["scancel", job])
@@ -55,14 +57,28 @@ def in_a_job(site: Site, config: Config, folder: Path, wait_min: float, say: Cal
             seen = log.read_text(errors="replace")[-1500:] if log.exists() else "it did not start, or its files are not visible here"
             return [Finding("fail", "job", f"{len(reports)} of {nodes} nodes answered within {wait_min:g} min; {seen}",
                             "is this folder shared with the nodes, and does `setup` of the site file bring Python there?")]
-        return list(judge(reports, site, probe.clock_offset_s(where)))
+        return [*judge(reports, site, probe.clock_offset_s(where)), *set_up(where)]
 
 
-def wait(folder: Path, nodes: int, job: str, wait_min: float, call: Call, sleep: Callable[[float], None] = time.sleep) -> list[dict[str, Any]]:
-    """The nodes' reports, as soon as all are there; fewer when the job has ended without them or time is up."""
+def notice_failures(setup: Sequence[str], path: Path) -> list[str]:
+    """A site's set-up lines; those that fail are written down. The jobs' own scripts go on after them, too, and a training job may
+    then fail for want of a module an hour later."""
+    note = f'[ ${{#BASH_SOURCE[@]}} -gt 1 ] || printf "%s\\n" "$BASH_COMMAND" >>{shlex.quote(str(path))}'  # not of what a sourced script does inside
+    return [f"trap {shlex.quote(note)} ERR", *setup, "trap - ERR"] if setup else []
+
+
+def set_up(folder: Path) -> Iterator[Finding]:
+    if (folder / SETUP).exists():
+        failed = (folder / SETUP).read_text(errors="replace").splitlines()
+        said = (folder / "log.out").read_text(errors="replace").splitlines()[:len(failed)]
+        yield Finding("warn", "setup", f"failed in the job: {'; '.join(failed)} ({' | '.join(said)})", "setup of the site file: jobs go on without what these lines should bring")
+
+
+def wait(folder: Path, nodes: int, job: str, wait_min: float, call: Call, lag_s: float, sleep: Callable[[float], None] = time.sleep) -> list[dict[str, Any]]:
+    """The nodes' reports, as soon as all are there; fewer when the job has ended without them, `lag_s` ago, or time is up."""
     paths, over = [folder / f"node-{rank}.json" for rank in range(nodes)], 0
     for second in range(int(wait_min * 60)):
-        if all(path.exists() for path in paths) or over > 60:
+        if all(path.exists() for path in paths) or over > lag_s:
             break
         if over or second % 15 == 14:
             try:

@@ -93,7 +93,7 @@ def cure_of(said: str) -> str:
     for pattern, cure in (("partition", "partitions: `sinfo` lists them"), ("account", "account: `sacctmgr show assoc user=$USER` lists yours"),
                           ("qos", "qos: `sacctmgr show assoc user=$USER format=account,qos`"), ("gres|gpu", "gpus: {request: gres}, or another type"),
                           ("memory", "mem_gb_per_rank: `sinfo -o '%P %m'` shows what nodes have"), ("ranks do not fit", ""),
-                          ("node count|node configuration|not available", "nodes, ranks_per_node, cpus_per_rank: `sinfo -o '%P %D %c %m %G'`"),
+                          ("node count|node configuration|not available", "nodes, ranks_per_node, cpus_per_rank, mem_gb_per_rank, gpus: no node has as much; `sinfo -o '%P %D %c %m %G'`"),
                           ("time limit", "stages.*.time_min"), ("wckey", "wckey: name yours")):
         if re.search(pattern, said, re.IGNORECASE):
             return cure

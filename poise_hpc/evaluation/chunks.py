@@ -1,4 +1,4 @@
-"""Completions of an element, a few problems at a time: what a killed evaluation goes on from.
+"""Completions as files: of a chunk, which a killed evaluation goes on from, and of an element.
 
     chunks/<at>-<benchmark>-<number>.npz    tokens, offsets, truncated, and `question`: what these are completions of
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,7 @@ import numpy as np
 
 from .. import files
 
-Drawn = tuple[list[list[int]], list[bool]]  # completions, truncated: row i * n + j is sample j of problem i
-
-
-def split(lengths: Sequence[int], per_chunk: int) -> list[list[int]]:
-    """Indices of problems whose prompts have these lengths, in chunks of similar length: what is padded, or waited for, is little."""
-    order = sorted(range(len(lengths)), key=lambda i: lengths[i])  # stable: equal lengths stay in their order
-    return [order[i:i + per_chunk] for i in range(0, len(order), per_chunk)]
+Drawn = tuple[list[list[int]], list[bool]]  # completions, truncated: in the order of the chunk's rows
 
 
 def write(path: Path, question: dict[str, Any], drawn: Drawn) -> None:
@@ -52,3 +46,13 @@ def compress(completions: Sequence[Sequence[int]], truncated: Sequence[bool], **
 
 def decompress(data: Any) -> list[list[int]]:
     return [part.tolist() for part in np.split(data["tokens"], data["offsets"][1:-1])]
+
+
+def join(parts: Iterable[tuple[Sequence[int], Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """`tokens` and `offsets` of an element from those of its parts, each with the rows where its completions belong."""
+    pieces = [(rows, data["tokens"], data["offsets"]) for rows, data in parts]
+    if len(pieces) == 1:
+        return pieces[0][1:]
+    found = {row: part for rows, tokens, offsets in pieces for row, part in zip(rows, np.split(tokens, offsets[1:-1]), strict=True)}
+    ordered = [found[row] for row in range(len(found))]
+    return np.concatenate(ordered), np.cumsum([0, *map(len, ordered)])

@@ -12,9 +12,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from .. import jobspec
 from ..config import Config
+from ..types import Stage
 from .devices import Device
-from .memory import Lengths, itemsize, microbatch, offloaded, sampled_at_once
+from .memory import SAMPLED_AT_ONCE, Lengths, itemsize, microbatch, offloaded, sampled_at_once
 from .shape import Shape
 
 PARTS = ("start", "rollout", "update", "evaluate", "check")
@@ -54,15 +56,19 @@ def update_flops(shape: Shape, config: Config, tokens: Tokens) -> float:
 def predict(shape: Shape, config: Config, tokens: Tokens, lengths: Lengths, device: Device, gpu: bool) -> dict[str, float]:
     """Seconds of each part of one training run, uncorrected."""
     ranks = config.jobs.ranks
-    by_train = config.jobs.evaluate_by == "train"
     mine = -(-config.rollout.prompts // ranks)
     steps = config.train.steps
-    rollout = decode(shape, config, device, tokens, lengths, mine, config.rollout.group_size, config.rollout.engine) * config.rollout.max_rounds
-    evaluate = sum(decode(shape, config, device, tokens, lengths, b.problems, b.samples, config.evaluation_engine)
+    rollout = decode(shape, config, device, tokens, lengths, mine, config.rollout.group_size, SAMPLED_AT_ONCE, config.rollout.engine) * config.rollout.max_rounds
+    evaluate = sum(decode(shape, config, device, tokens, lengths, b.problems, b.samples, config.evaluate.chunk_completions, config.evaluation_engine)
                    for b in config.evaluate.benchmarks.values())
     start = START_GPU_S if gpu else START_S
     return {"start": start, "rollout": steps * rollout, "update": steps * update(shape, config, tokens, lengths, device),
-            "evaluate": evaluate * len(config.evaluate.at) + (0 if by_train else start), "check": CHECK_S}
+            "evaluate": evaluate * len(config.evaluate.at) + evaluation_jobs(config) * start, "check": CHECK_S}
+
+
+def evaluation_jobs(config: Config) -> int:
+    """Jobs that evaluate one seed's training; 0: the training job does."""
+    return len(jobspec.units(config, Stage.EVALUATE)) // len(config.search.train_seeds)
 
 
 def update(shape: Shape, config: Config, tokens: Tokens, lengths: Lengths, device: Device) -> float:
@@ -85,11 +91,12 @@ def update(shape: Shape, config: Config, tokens: Tokens, lengths: Lengths, devic
             + moved / LINK + host / HOST + optimizer * 16 * N / parts / device.bandwidth)
 
 
-def decode(shape: Shape, config: Config, device: Device, tokens: Tokens, lengths: Lengths, prompts: int, n: int, engine: str) -> float:
+def decode(shape: Shape, config: Config, device: Device, tokens: Tokens, lengths: Lengths, prompts: int, n: int, at_once: int,
+           engine: str) -> float:
     """Seconds to sample n completions of each prompt on one rank: arithmetic, or reading weights and cache, whichever takes
     longer; and what every step costs however small it is."""
     b, rows = itemsize(config), prompts * n
-    batches = -(-prompts // sampled_at_once(shape, config, lengths, n)) if engine == "hf" else 1
+    batches = -(-prompts // sampled_at_once(shape, config, lengths, n, at_once)) if engine == "hf" else 1
     steps = batches * lengths.completion                        # somebody always runs to the end
     context = tokens.prompt + tokens.completion / 2
     flops = forward_flops(shape, prompts * tokens.prompt, tokens.prompt / 2) + forward_flops(shape, rows * tokens.completion, context)

@@ -26,7 +26,7 @@ GPU_CONTEXT = 1.5 * GIB       # CUDA and NCCL, kernels loaded. Assumed
 CPU_CONTEXT = 0.75 * GIB      # Python with torch, transformers and deepspeed: docs/PLAN.md
 SLACK = 0.05                  # of the rest: what the allocator holds and cannot use. Assumed
 PADDED = 1.15                 # rows of attention's rectangles over those of completions: docs/TRAINER.md
-AT_ONCE = 1024                # completions in one batch: evaluation.job.ROWS_AT_ONCE, rollout.hf_engine
+SAMPLED_AT_ONCE = 1024        # completions in one batch: rollout.hf_engine
 
 
 @dataclass(frozen=True)
@@ -190,11 +190,11 @@ def sampling(shape: Shape, config: Config, lengths: Lengths, memory_gb: float | 
     return cache(shape, itemsize(config), lengths, min(mine, sampled_at_once(shape, config, lengths, n)), n, ("rollout",))
 
 
-def sampled_at_once(shape: Shape, config: Config, lengths: Lengths, n: int) -> int:
+def sampled_at_once(shape: Shape, config: Config, lengths: Lengths, n: int, most: int = SAMPLED_AT_ONCE) -> int:
     """Prompts in one batch of the transformers sampler."""
     from ..rollout.kv_cache import prompts_at_once
 
-    return prompts_at_once(AT_ONCE, n, lengths.prompt, lengths.completion, shape.kv_per_token * itemsize(config))
+    return prompts_at_once(most, n, lengths.prompt, lengths.completion, shape.kv_per_token * itemsize(config))
 
 
 def vllm_lacks(shape: Shape, config: Config, lengths: Lengths, memory_gb: float | None) -> str:
@@ -219,7 +219,8 @@ def evaluation(shape: Shape, config: Config, lengths: Lengths) -> list[Line]:
     """The largest batch of any benchmark, with the transformers engine; vLLM fits its cache to what there is."""
     if config.evaluation_engine == "vllm":
         return []
-    batches = [(min(x.problems, sampled_at_once(shape, config, lengths, x.samples)), x.samples) for x in config.evaluate.benchmarks.values()]
+    most = config.evaluate.chunk_completions
+    batches = [(min(x.problems, sampled_at_once(shape, config, lengths, n, most)), n) for x in config.evaluate.benchmarks.values() for n in [min(x.samples, most)]]
     prompts, n = max(batches, key=lambda batch: batch[0] * (lengths.prompt + batch[1] * lengths.completion))
     return cache(shape, itemsize(config), lengths, prompts, n, ("evaluate",))
 

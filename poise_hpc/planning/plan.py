@@ -137,7 +137,7 @@ def costs(setting: Setting, runs: list[measured.Run], campaign: Campaign | None)
     left = candidates - (len(campaign.archived_ids()) if campaign else 0)
     slots = site.max_submit if site and site.scheduler == "slurm" else config.jobs.max_parallel
     slots = min(seeds * config.search.width(slots), slots)
-    limits = {"train": (job, config.jobs.train_min)} | ({} if by_train else {"evaluate": (alone, config.jobs.evaluate_min)})
+    limits = {"train": (job, config.jobs.train_min)} | ({} if by_train else {"evaluate": (alone / cost.evaluation_jobs(config), config.jobs.evaluate_min)})
     return {"seconds": {part: {"assumed": predicted[part], "factor": learned[part].factor, "spread": learned[part].spread,
                                "runs": learned[part].runs, "predicted": seconds[part],
                                "measured": fmean(known) if (known := [r.seconds[part] for r in runs if part in r.seconds]) else None}
@@ -258,6 +258,8 @@ def refusal(data: dict[str, Any]) -> str:
     lines = [f"does not fit: {data['worst']} needs {data['peak'] / GIB:.1f} GiB a rank, there are {data['limit_gb']:g}"]
     lines += [f"  {line['bytes'] / GIB:8.2f}  {line['name']}" for line in
               sorted((x for x in data["lines"] if data["worst"] in x["phases"]), key=lambda x: -x["bytes"])[:5]]
+    if data["worst"] == "evaluate":
+        lines.append("a smaller evaluate.chunk_completions needs less")
     lines += ["ways out, the fastest first:" if data["ways_out"] else "no change of train.* fits: more ranks, GPUs with more memory, rollout.engine "
               "vllm, or a smaller model would"]
     lines += [f"  {way['peak'] / GIB:8.2f}  {way['change']}" for way in data["ways_out"]]

@@ -49,8 +49,8 @@ class RolloutEngine(Protocol):
     collective: bool = False   # several ranks compute together: each calls `generate`, without prompts, too
 
     def generate(self, prompts: Sequence[Sequence[int]], n: int, *, temperature: float, max_new_tokens: int,
-                 eos_id: int, pad_id: int, keys: Sequence[int]) -> Rollouts:
-        """n completions of each prompt; row i * n + j is sample j of prompt i. Plain sampling from the softmax
+                 eos_id: int, pad_id: int, keys: Sequence[int], first: int = 0) -> Rollouts:
+        """n completions of each prompt; row i * n + j is sample `first` + j of prompt i. Plain sampling from the softmax
         (no top-p, no top-k); temperature 0 is greedy. `keys[i]` is from `stream_key`."""
 
     def load_weights(self, model: nn.Module) -> None:
@@ -76,11 +76,11 @@ def stream_key(*parts: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little")
 
 
-def uniforms(keys: Sequence[int], n: int, length: int) -> np.ndarray:
-    """(len(keys) * n, length) float64 in [0, 1): row i * n + j is a pure function of (keys[i], j), and a prefix of
+def uniforms(keys: Sequence[int], n: int, length: int, first: int = 0) -> np.ndarray:
+    """(len(keys) * n, length) float64 in [0, 1): row i * n + j is a pure function of (keys[i], first + j), and a prefix of
     what a longer `length` gives."""
     key = np.repeat(np.asarray(keys, dtype=np.uint64), n)[:, None]
-    sample = np.tile(np.arange(n, dtype=np.uint64), len(keys))[:, None]
+    sample = np.tile(np.arange(first, first + n, dtype=np.uint64), len(keys))[:, None]
     block = np.arange((length + 1) // 2, dtype=np.uint64)[None, :]
     zero = np.zeros((len(key), block.shape[1]), dtype=np.uint64)
     words = philox((block + zero, sample + zero, zero, zero), (key & _LOW, key >> np.uint64(32)))

@@ -27,6 +27,10 @@ def check(engine: RolloutEngine, model: nn.Module, tolerance: float = 1e-4) -> N
     for j in range(2):
         a, b = alone.tokens[j, :alone.length[j]], drawn.tokens[4 + j, :drawn.length[4 + j]]
         assert a.equal(b), f"a row depends on its batch: {a.tolist()} alone, {b.tolist()} among others"
+    later = engine.generate(prompts, 2, temperature=0.7, keys=keys, first=2, **arguments)
+    for i, j in ((i, j) for i in range(len(prompts)) for j in range(2)):
+        a, b = later.tokens[2 * i + j, :later.length[2 * i + j]], drawn.tokens[4 * i + 2 + j, :drawn.length[4 * i + 2 + j]]
+        assert a.equal(b), f"sample {2 + j} is another one when the first two are not asked for: {a.tolist()}, {b.tolist()} with them"
     others = engine.generate(prompts, 4, temperature=1.0, keys=[k + 1 for k in keys], **arguments)
     assert not others.tokens.equal(engine.generate(prompts, 4, temperature=1.0, keys=keys, **arguments).tokens), \
         "other keys gave the same completions"

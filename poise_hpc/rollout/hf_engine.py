@@ -37,7 +37,7 @@ class HFEngine(RolloutEngine):
         self.model = model
 
     def generate(self, prompts: Sequence[Sequence[int]], n: int, *, temperature: float, max_new_tokens: int,
-                 eos_id: int, pad_id: int, keys: Sequence[int]) -> Rollouts:
+                 eos_id: int, pad_id: int, keys: Sequence[int], first: int = 0) -> Rollouts:
         if len(prompts) != len(keys) or not prompts:
             raise ValueError(f"{len(prompts)} prompts and {len(keys)} keys: one key per prompt, and at least one, were wanted")
         config = self.model.config.get_text_config()
@@ -49,7 +49,7 @@ class HFEngine(RolloutEngine):
         recorder = Recorder(self.model, len(prompts), max(map(len, prompts)), len(prompts) * n, max_new_tokens - 1)
         recorded = len(prompts) <= step and recorder.bytes <= self.recall_bytes
         with torch.inference_mode(), recorder.recording() if recorded else nullcontext():
-            parts = [self._decode(prompts[i:i + step], n, temperature, eos_id, uniforms(keys[i:i + step], n, max_new_tokens), recorder)
+            parts = [self._decode(prompts[i:i + step], n, temperature, eos_id, uniforms(keys[i:i + step], n, max_new_tokens, first), recorder)
                      for i in range(0, len(prompts), step)]
         self.model.train(training)
         tokens, logp = (torch.cat(part).cpu() for part in zip(*parts))

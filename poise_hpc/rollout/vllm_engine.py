@@ -108,7 +108,7 @@ class VLLMEngine(RolloutEngine):
     # --- sampling
 
     def generate(self, prompts: Sequence[Sequence[int]], n: int, *, temperature: float, max_new_tokens: int,
-                 eos_id: int, pad_id: int, keys: Sequence[int]) -> Rollouts:
+                 eos_id: int, pad_id: int, keys: Sequence[int], first: int = 0) -> Rollouts:
         if len(prompts) != len(keys) or not prompts and not self.collective:
             raise ValueError(f"{len(prompts)} prompts and {len(keys)} keys: one key per prompt, and at least one, were wanted")
         if (longest := max(map(len, prompts), default=1)) + max_new_tokens > self.limit:
@@ -123,7 +123,7 @@ class VLLMEngine(RolloutEngine):
             [{"prompt_token_ids": list(prompt)} for prompt, _ in every for _ in range(n)],
             [self._sampling(temperature=temperature, max_tokens=max_new_tokens, seed=stream_key(key, j) >> 1, stop_token_ids=[eos_id],
                             ignore_eos=True,  # the model's own list of end tokens; the task's one counts
-                            logprobs=0, flat_logprobs=True, detokenize=False) for _, key in every for j in range(n)],
+                            logprobs=0, flat_logprobs=True, detokenize=False) for _, key in every for j in range(first, first + n)],
             use_tqdm=False)
         rows = [out.outputs[0] for out in outputs[mine.start * n:mine.stop * n]]
         if not rows:
