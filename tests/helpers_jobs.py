@@ -26,6 +26,9 @@ class Conduct:
     def __init__(self, options: dict[str, Any], model_options: dict[str, Any]):
         self.options = model_options
 
+    def train_problem(self, seed: int, index: int) -> None:
+        return None
+
     def problems(self, split: str, purpose: str, count: int) -> list[Any]:
         return []
 
