@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from helpers_campaign import noop_work
 
 from poise_hpc import archive, files
@@ -126,6 +127,11 @@ class Mortal:
             return function(*arguments, **named)
 
         return call
+
+
+def no_power_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a killed process wrote is there, synced or not: where thousands of lives end by a kill, nobody waits for the disk."""
+    monkeypatch.setattr(os, "fsync", lambda fd: None)
 
 
 def write_package(folder: Path, name: str = "mine", seed: str = "rloo") -> Path:

@@ -81,6 +81,14 @@ def processes(conf: Path) -> list[str]:
     return found
 
 
+def survivors(conf: Path, seconds: float = 10.0) -> list[str]:
+    """What is alive of a stopped cluster. The kernel takes its time with what was just killed."""
+    end = time.monotonic() + seconds
+    while (left := processes(conf)) and time.monotonic() < end:
+        time.sleep(0.1)
+    return left
+
+
 @contextmanager
 def virtual_cluster(nodes: int = 2, name: str = "cluster", *options: str) -> Iterator[VirtualCluster]:
     """A running cluster in a short path (sockets lie below it)."""
@@ -92,6 +100,6 @@ def virtual_cluster(nodes: int = 2, name: str = "cluster", *options: str) -> Ite
         yield cluster
     finally:
         cluster.script("stop")
-        left = processes(cluster.conf)
+        left = survivors(cluster.conf)
         shutil.rmtree(parent, ignore_errors=True)
     assert not left, f"still alive after stop: {left}"

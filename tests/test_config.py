@@ -61,6 +61,12 @@ def test_yaml_errors_and_missing_files(tmp_path):
             config.load(bad)
 
 
+def test_a_fault_is_shown_where_it_stands(tmp_path):
+    (tmp_path / "a.yaml").write_text("train:\n\tsteps: 3\n")
+    with pytest.raises(UsageError, match=r"found character '\\t' that cannot start any token\n.*line 2, column 1:\n.*steps: 3"):
+        config.load(tmp_path / "a.yaml")
+
+
 def test_a_key_given_twice_is_refused_with_both_lines(tmp_path):
     path = tmp_path / "a.yaml"
     path.write_text("train:\n  steps: 10\n  epochs: 1\n\n  'steps': 20\n")

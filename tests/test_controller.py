@@ -9,7 +9,7 @@ import shutil
 
 import pytest
 from helpers_campaign import campaign, noop_work
-from helpers_drive import Killed, Mortal, ShuffledCluster, archive_of, controller, drive, failing, finish, write_package
+from helpers_drive import Killed, Mortal, ShuffledCluster, archive_of, controller, drive, failing, finish, no_power_cut, write_package
 
 from poise_hpc import archive, files, orders, packages, worker
 from poise_hpc.algorithms import load
@@ -82,9 +82,10 @@ def test_the_window_rule(tmp_path):
 
 # --- kills
 
-def test_killed_at_every_write_nothing_is_lost_or_doubled(tmp_path):
+def test_killed_at_every_write_nothing_is_lost_or_doubled(tmp_path, monkeypatch):
     """A campaign with a proposed and an added candidate. The controller (and the job it runs inline) dies before its n-th
     change of the file system, for every n; opened again, it ends with the archive of the undisturbed campaign."""
+    no_power_cut(monkeypatch)
     package = write_package(tmp_path / "own")
 
     def fresh(name):

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 from helpers_campaign import campaign, noop_work
-from helpers_drive import Clock, Mortal, ShuffledCluster, archive_of, controller, drive, finish, write_package
+from helpers_drive import Clock, Mortal, ShuffledCluster, archive_of, controller, drive, finish, no_power_cut, write_package
 
 from poise_hpc import derived, files, orders
 from poise_hpc.agent.base import DraftRejected
@@ -98,7 +98,8 @@ def test_a_person_is_told_of_a_repetition(tmp_path):
     assert "train" in stages(created.root, "c0002")
 
 
-def test_killed_at_every_write_it_is_refused_all_the_same(tmp_path):
+def test_killed_at_every_write_it_is_refused_all_the_same(tmp_path, monkeypatch):
+    no_power_cut(monkeypatch)
     change = {"search": {"candidates": 1, "train_seeds": [0]}, "evaluate": {"at": [1.0], "benchmarks": {
         "easy": {"split": "easy", "problems": 4, "samples": 2, "metrics": {"acc@1": 1.0}}}}}
     twin = InlineCluster(digests(c0001="c0000"))

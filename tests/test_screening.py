@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from helpers_archive import screened as ended
 from helpers_campaign import campaign, noop_work
-from helpers_drive import Mortal, ShuffledCluster, archive_of, drive, failing, write_package
+from helpers_drive import Mortal, ShuffledCluster, archive_of, drive, failing, no_power_cut, write_package
 
 from poise_hpc import config as configuration
 from poise_hpc import derived, files, jobspec, orders, screening, views
@@ -152,8 +152,9 @@ TINY = {"search": {"candidates": 2, "train_seeds": [0, 1]}, "evaluate": {"at": [
     "screen": {"rungs": [{"at": 0.5, "rule": "behind", "confidence": 0.5, "margin": 2.0}]}}
 
 
-def test_killed_at_every_write(tmp_path):
+def test_killed_at_every_write(tmp_path, monkeypatch):
     """As in test_controller.py, with one candidate that passes and one that does not."""
+    no_power_cut(monkeypatch)
     drive(root := campaign(tmp_path / "undisturbed" / "c", **TINY).root)
     wanted = archive_of(root)
     assert {e["outcome"] for id, e in wanted.items() if id != "c0000"} == {Outcome.SUCCEEDED, Outcome.SCREENED_OUT}

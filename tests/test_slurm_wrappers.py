@@ -185,7 +185,7 @@ class TestReal:
             url, key = (home / "url").read_text().strip(), (home / "api_key").read_text().strip()
             assert (home / "api_key").stat().st_mode & 0o777 == 0o600 and len(key) == 64
             request = urllib.request.Request(f"{url}/models", headers={"Authorization": f"Bearer {key}"})
-            said = urllib.request.urlopen(request, timeout=10).read().decode()
+            said = urllib.request.urlopen(request, timeout=60).read().decode()
             assert f"--model {tmp_path}/mo del " in said and said.endswith("--max-model-len 4096") and key not in said
             cluster.run("scancel", job)
             until(lambda: not (home / "url").exists(), "the address stays")

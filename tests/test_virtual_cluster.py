@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers_slurm import REPO, SCRIPT, VirtualCluster, needs_slurm, processes, until, virtual_cluster
+from helpers_slurm import REPO, SCRIPT, VirtualCluster, needs_slurm, processes, survivors, until, virtual_cluster
 
 # Writes each signal it gets to a file named by its first argument; after that many seconds it ends by itself.
 LISTENER = """
@@ -63,7 +63,7 @@ class TestReal:
             first = int(cluster.sbatch("--wait", "--wrap=true"))
             cluster.sbatch("--wrap=sleep 600")
             assert cluster.script("stop").returncode == 0
-            assert processes(cluster.conf) == []
+            assert survivors(cluster.conf) == []
             assert cluster.script("status").returncode == 3
             assert cluster.script("stop").returncode == 0
             assert cluster.script("start", "--nodes", "1").returncode == 0
