@@ -49,7 +49,7 @@ def test_ranks_share_the_work():
 def test_decoding_reads_all_weights_at_every_step_however_few_rows_there_are():
     device = devices.Device("made up", flops=1e30, bandwidth=100.0, memory_gb=None, rollout_share=1.0, layer_s=0.0)
     # 8 steps x 4 bytes x 1000 weights; 2 rows x 4 tokens that look at 6 + 2, 2 x 2 layers x 5 numbers of 4 bytes each.
-    seconds = cost.decode(SHAPE, make(), device, TOKENS, LENGTHS, 1, 2, "hf")
+    seconds = cost.decode(SHAPE, make(), device, TOKENS, LENGTHS, 1, 2, 1024, "hf")
     assert seconds == pytest.approx((8 * 4 * 1000 + 2 * 4 * 8 * 20 * 4) / 100)
 
 

@@ -183,4 +183,4 @@ def test_the_ledger_counts_what_is_charged(tmp_path, usage, price, tokens, cost)
 
 def test_silence_names_the_setting(tmp_path):
     with LLMServer([Hang()]) as server, pytest.raises(Unavailable, match=r"no answer within 0.5 s \(agent.timeout_s\)"):
-        Bench(server, tmp_path, max_attempts=1).client.complete(ask())
+        Bench(server, tmp_path, max_attempts=1, timeout_s=0.5).client.complete(ask())
