@@ -19,6 +19,7 @@ from poise_hpc.algorithms import seeds
 from poise_hpc.algorithms.base import PolicyBatch, RolloutBatch
 from poise_hpc.algorithms.checks import run_checks
 from poise_hpc.algorithms.gate import check_files
+from poise_hpc.algorithms.load import off_text
 from poise_hpc.selection.references import Reference
 from poise_hpc.types import Reflection
 
@@ -161,6 +162,7 @@ def test_a_proposal_names_what_a_part_brings_along():
     assert "no-std removes the bias" in p.hypothesis and "Dr.GRPO, Liu et al. 2025, arXiv:2503.20783" in p.sources
     lines = p.description.splitlines()
     assert lines[lines.index("- " + "leave-one-out: " + catalogue.parts()["leave-one-out"].formula) + 1] == "  comes with no-std: A is not divided by std R"
+    assert off_text(alone.files, "leave-one-out") == "{'leave_one_out': False, 'divide_by_std': True}"  # what `ablate` says that it did
     archive.add("c0001", draft(["no-std"]), 30.0)
     child = write(make(["leave-one-out", "no-std"]), archive.context("c0002", "c0001")).proposal
     assert "(which comes with" not in child.hypothesis  # its parent has it already
