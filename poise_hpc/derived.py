@@ -125,7 +125,8 @@ def without(entry: Entry, mechanism: str) -> tuple[str, dict[str, str], dict[str
     code = dict(entry.code)
     code["algorithm.py"] += f"\nALGORITHM = ALGORITHM.without({mechanism!r})\n"
     name = f"{entry.name}-without-{mechanism}"
-    return name, code, entry.proposal | {"description": f"{entry.id} with {mechanism} switched off", "mechanisms": [
+    off = load.off_text(entry.code, mechanism)
+    return name, code, entry.proposal | {"description": f"{entry.id} with {mechanism} switched off" + (f": {off}" if off else ""), "mechanisms": [
         m for m in entry.proposal["mechanisms"] if m != mechanism]}
 
 

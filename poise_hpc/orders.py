@@ -113,7 +113,7 @@ def package(campaign: Campaign, folder: Path, parent: str | None) -> Path:
 
     draft = read_package(folder)
     if findings := gate.check_files(draft.files):
-        raise UsageError("\n  ".join([f"{folder} does not pass the static gate (file:line rule: what):", *map(str, findings)])
+        raise UsageError("\n  ".join([f"{folder.name} does not pass the static gate (file:line rule: what):", *map(str, findings)])
                          + "\nnothing was added; docs/ALGORITHMS.md says what a package may hold")
     target = campaign.root / "inbox" / f"{time.time_ns()}-{folder.resolve().name}"
     temporary = target.with_name(f".{target.name}.tmp")

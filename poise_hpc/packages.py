@@ -7,6 +7,9 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -31,19 +34,42 @@ def baseline(which: str) -> Draft:
     return Draft(proposal, {"algorithm.py": text})
 
 
+@contextmanager
+def folder_of(package: Path) -> Iterator[Path]:
+    """A person's package as a folder: itself, or a single .py file as the algorithm.py of one that has its name."""
+    if not package.is_file():
+        yield package
+        return
+    if package.suffix != ".py":
+        raise UsageError(f"{package} is no algorithm package: a folder with algorithm.py was wanted, or one .py file")
+    with tempfile.TemporaryDirectory(prefix="poise-package-") as scratch:
+        folder = Path(scratch) / package.stem
+        folder.mkdir()
+        shutil.copyfile(package, folder / "algorithm.py")
+        yield folder
+
+
 def read_package(folder: Path) -> Draft:
     """A person's package (`add`): *.py files, and proposal.json if there is one. UsageError for what is not one."""
     from .algorithms import load
 
     try:
         code = load.read_package(folder)
-        data = files.read_json(folder / "proposal.json") or {}
-    except (CandidateError, files.CorruptFile) as error:
-        raise UsageError(f"{folder} is no algorithm package: {getattr(error, 'message', error)}") from None
+    except CandidateError as error:
+        raise UsageError(f"{folder} is no algorithm package: {error.message}") from None
+    data = stated(folder)
     draft = Draft(read_proposal(data, folder), code)
     if "mechanisms" in data:
         return draft
     return replace(draft, proposal=replace(draft.proposal, mechanisms=load.declared_mechanisms(code)))
+
+
+def stated(folder: Path) -> Any:
+    """What a person's proposal.json says; {} without one."""
+    try:
+        return files.read_json(folder / "proposal.json") or {}
+    except files.CorruptFile as error:
+        raise UsageError(f"{folder} is no algorithm package: {error}") from None
 
 
 def read_proposal(data: Any, folder: Path) -> Proposal:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import signal
 import sys
 import tempfile
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from . import config as configuration
-from . import files, jobs
+from . import files, jobs, packages
 from .algorithms.load import DECLARE
 from .config import Config
 from .jobspec import limits
@@ -33,19 +32,28 @@ AGAIN = 75  # EX_TEMPFAIL
 
 
 def check(folder: Path) -> dict[str, Any]:
-    """The static gate and the contract checks; `{"outcome", "cause", "message", "checks": [...]}`. A single file is an algorithm.py."""
-    if folder.is_file() and folder.suffix != ".py":
-        raise UsageError(f"{folder} is no algorithm package: a folder with algorithm.py was wanted, or one .py file")
-    with tempfile.TemporaryDirectory(prefix="poise-check-") as scratch:
-        package = folder
-        if folder.is_file():
-            package = Path(scratch) / "package"
-            package.mkdir()
-            shutil.copyfile(folder, package / "algorithm.py")
+    """The static gate, the contract checks, and whether `add` would take its proposal.json; `{"outcome", "cause", "message", "checks": [...]}`.
+    A single file is an algorithm.py."""
+    with packages.folder_of(folder) as package, tempfile.TemporaryDirectory(prefix="poise-check-") as scratch:
         result = alone(Stage.CHECK, package, Path(scratch))
         listed = files.read_json(Path(scratch) / "checks.json") or {}
-        return {"package": str(folder), "outcome": result["outcome"], "cause": result["cause"], "message": result["message"],
+        data = {"package": str(folder), "outcome": result["outcome"], "cause": result["cause"], "message": result["message"],
                 "walls": result["walls"], **listed}
+        if (package / "proposal.json").exists():
+            fault = _fault_of_proposal(package)
+            data["checks"] = [*data.get("checks", []), {"name": "proposal.json", "passed": not fault, "message": fault, "seconds": 0.0}]
+            if fault and data["outcome"] == Outcome.SUCCEEDED:
+                data |= {"outcome": str(Outcome.CANDIDATE_ERROR), "cause": "proposal", "message": fault}
+        return data
+
+
+def _fault_of_proposal(package: Path) -> str:
+    """Why `add` would not take its proposal.json; "" if it would."""
+    try:
+        packages.read_proposal(packages.stated(package), package)
+    except UsageError as error:
+        return str(error)
+    return ""
 
 
 def alone(kind: str, folder: Path, attempt: Path, **more: Any) -> dict[str, Any]:

@@ -74,8 +74,8 @@ def naive_mean(self, rollouts, state):
     return Advantages(torch.cat(A))
 
 
-def unmasked_exp(self, l, batch, state):
-    return l + 0.1 * ((batch.logp - batch.logp_old).exp() - 1).cumsum(-1)
+def unmasked_sum(self, batch, state):
+    return clipped((batch.logp - batch.logp_old).sum(-1, keepdim=True).clamp(-20, 20).exp(), batch.advantage, 0.2, 0.2)
 
 
 def first_of_group(self, A, rollouts, state):
@@ -114,6 +114,12 @@ BROKEN = {
     "selection of completions": ("selection", grpo(select=lambda self, r, st: r.valid)),
     "selection with memory": ("selection", grpo(select=lambda self, r, st: st.update(n=1))),
     "padding leaks": ("padding", grpo(token_loss=loss(lambda s, l, b, st: l - l.detach().sum(-1, keepdim=True)))),
+    "sum over a row, unmasked": ("padding", grpo(token_loss=unmasked_sum)),
+    "exp, unmasked": ("padding", grpo(token_loss=loss(lambda s, l, b, st: l + 0 * (b.logp - b.logp_old).exp()))),
+    "exp, masked too late": ("padding", grpo(token_loss=loss(lambda s, l, b, st: l + 0.1 * (b.logp - b.logp_old).exp() * b.mask))),
+    "exp, masked by where": ("padding", grpo(token_loss=loss(lambda s, l, b, st: l + 0.0 * torch.where(b.mask, (b.logp_old - b.logp).exp(), 0.0)))),
+    "entropy, unmasked": ("padding", grpo(token_loss=loss(lambda s, l, b, st: l * (1 + b.entropy.detach().sum(-1, keepdim=True))),
+                                          needs=frozenset({"entropy"}))),
     "mean over the padded width": ("padding", grpo(advantages(lambda s, A, r, st: A * r.mask.float().mean()))),
     "position in the batch": ("permutation", grpo(advantages(first_of_group))),
     "number of the group": ("permutation", grpo(advantages(lambda s, A, r, st: A * (1 + r.group)))),
@@ -149,6 +155,15 @@ def test_the_unbroken_one_passes_with_all_results():
     results = run_checks(grpo(advantages(lambda s, A, r, st: A), loss(lambda s, l, b, st: l)))
     assert [r.name for r in results] == [c.name for c in CHECKS]
     assert [r for r in results if not r.passed] == []
+
+
+def test_a_leak_from_padded_tokens_is_called_one():
+    """Not only the microbatches, narrower than the batch, tell of it."""
+    message = next(r.message for r in run_checks(BROKEN["sum over a row, unmasked"][1]) if r.name == "padding")
+    assert message.startswith("mixed rewards: values at padded tokens change the loss")
+    message = next(r.message for r in run_checks(BROKEN["exp, unmasked"][1]) if r.name == "padding")
+    assert message == ("mixed rewards, log-probs of about 200 at padded tokens: token_loss is not finite at padded tokens; "
+                       "mask the *input* of exp and log")
 
 
 def test_a_malformed_declaration_ends_the_run():

@@ -333,6 +333,26 @@ def test_check_takes_a_file_and_says_one_fault_once(tmp_path):
     assert len(failed) > 5 and line.startswith(f"FAIL  {', '.join(failed)}: raised NameError")
 
 
+def test_check_refuses_the_proposal_that_add_would_refuse(finished, tmp_path):
+    package = write_package(tmp_path / "own", seed="grpo")
+    assert "pass  proposal.json" in run("check", package).output
+    for text, fault in (('{"nam": "MINE"}', "unknown keys ['nam']; known: name,"), ('{"parents": "c0000"}', "parents: Input should be"), ("{", "proposal.json")):
+        (package / "proposal.json").write_text(text)
+        shown = run("check", package, code=1).output
+        assert "pass  direction" in shown and "FAIL  proposal.json: " in shown and fault in shown and "fails (proposal)" in shown
+        assert fault in run("add", finished, package, code=2).stderr
+
+
+def test_add_takes_a_file_as_check_does(held, finished, tmp_path):
+    own = (write_package(tmp_path / "own") / "algorithm.py").rename(tmp_path / "my_rloo.py")
+    data = json.loads(run("add", held, own, "--json").stdout)
+    folder = held / "inbox" / os.path.basename(data["inbox"])
+    assert files.read_json(folder / "proposal.json")["name"] == "my_rloo" and (folder / "algorithm.py").read_text() == own.read_text()
+    own.write_text("import os\n" + own.read_text())
+    assert "my_rloo does not pass the static gate" in run("add", finished, own, code=2).stderr
+    assert "a folder with algorithm.py was wanted, or one .py file" in run("add", finished, finished / "config.yaml", code=2).stderr
+
+
 def test_check_hints_that_ablate_will_have_nothing_to_do(tmp_path):
     package = write_package(tmp_path / "own", seed="grpo") / "algorithm.py"
     package.write_text(re.sub(r", off=\{.*?\}", "", package.read_text()))

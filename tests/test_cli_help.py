@@ -97,6 +97,22 @@ def test_documents_name_only_what_exists(path):
     assert not faults
 
 
+def anchors(text):
+    """As GitHub makes them of headings."""
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in re.findall(r"^#+ (.+)$", text, re.MULTILINE)}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_lead_somewhere_and_no_table_is_torn(path):
+    text = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
+    for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", text):
+        name, _, place = link.partition("#")
+        target = path.parent / name if name else path
+        assert target.exists() and (not place or place in anchors(target.read_text())), link
+    for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):  # a blank line in it makes two, of which the second has no head
+        assert re.search(r"\A.*\n\|[-|: ]+\|\n", table), table.splitlines()[0]
+
+
 def test_the_documents_are_read_at_all():
     lines = list(written((ROOT / "README.md").read_text()))
     assert len(lines) >= 8 and fault("leaderbord x") == "no command 'leaderbord'" and fault("run x --nodes 3") == "no option --nodes"

@@ -69,6 +69,7 @@ def test_ablate_runs_the_entry_without_each_of_its_mechanisms(origin):
     assert found["c0001"]["code"] == entry.code
     assert all(found[f"c{2 + i:04d}"]["code"]["algorithm.py"].endswith(f"ALGORITHM = ALGORITHM.without({m!r})\n")
                for i, m in enumerate(entry.proposal["mechanisms"]))
+    assert all(" switched off: {'" in found[f"c{2 + i:04d}"]["proposal"]["description"] for i in range(len(without)))  # with the values that do it
     data, whole = derived.report("ablate", target), found["c0001"]["score"]["by_seed"]
     assert [e["mechanism"] for e in data["effects"]] == list(entry.proposal["mechanisms"])
     for e in data["effects"]:

@@ -1,6 +1,9 @@
 """What persons say to a search: from which candidate on it holds, what selection makes of it, and the commands."""
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -141,6 +144,16 @@ def test_commands_refuse_what_cannot_be(searched, arguments, said):
     name, *rest = arguments
     done = command(name, searched.root, *rest)
     assert done.exit_code == 2 and said in done.output
+
+
+def test_the_examples_of_a_veto_can_be_typed(searched):
+    from poise_hpc.cli.steering import known_mechanism
+
+    page = (Path(__file__).parents[1] / "docs" / "AGENT.md").read_text()
+    examples = re.findall(r"veto CAMPAIGN ([a-z-]+)`", page) + re.findall(r"slugs like ([a-z-]+)", command("veto", searched.root, "KL term").output)
+    assert len(examples) == 2
+    for name in examples:
+        known_mechanism(searched, name, new=False)
 
 
 def test_a_veto_counts_known_names_and_is_noisy_about_new_ones(searched):

@@ -18,7 +18,9 @@ def test_every_part_is_in_it_with_formula_and_source():
     assert {r["name"] for r in rows} == set(parts()) and len(rows) == len(parts())
     for part in parts().values():
         at = lines.index(f"  {part.tag or 'GRPO':<11}{part.name}: {part.formula}")
-        assert part.source in [line.strip() for line in lines[at:at + 4]]
+        assert part.source in [line.strip() for line in lines[at:at + 5]]
+        for name in part.implies.values():
+            assert lines[at + 2].strip() == f"comes with {name}: {parts()[name].formula}"
     assert [r["name"] for r in rows if r["grpo"]] == [own for _, own in SLOTS.values() if own]
 
 

@@ -19,6 +19,7 @@ from poise_hpc.algorithms import seeds
 from poise_hpc.algorithms.base import PolicyBatch, RolloutBatch
 from poise_hpc.algorithms.checks import run_checks
 from poise_hpc.algorithms.gate import check_files
+from poise_hpc.algorithms.load import off_text
 from poise_hpc.selection.references import Reference
 from poise_hpc.types import Reflection
 
@@ -146,6 +147,26 @@ def test_proposals_state_what_they_test(grown):
         assert all(m.off for m in algorithm.mechanisms)
         assert ast.get_docstring(ast.parse(draft.files["algorithm.py"]))
         assert max(map(len, draft.files["algorithm.py"].splitlines())) <= 130
+
+
+def test_a_proposal_names_what_a_part_brings_along():
+    """leave-one-out is G / (G - 1) times the mean's advantage: that the std goes, too, is most of the change."""
+    from poise_hpc.agent.offline import write
+
+    archive = FakeArchive()
+    alone = write(make(["leave-one-out"]), archive.context("c0001"))
+    p = alone.proposal
+    assert p.mechanisms == ("leave-one-out",)  # off is off together: `ablate` switches both
+    for text in (p.hypothesis, p.description, alone.files["algorithm.py"]):
+        assert "GRPO (c0000) with leave-one-out (which comes with no-std)" in text.replace("GRPO with", "GRPO (c0000) with"), text
+    assert "no-std removes the bias" in p.hypothesis and "Dr.GRPO, Liu et al. 2025, arXiv:2503.20783" in p.sources
+    lines = p.description.splitlines()
+    assert lines[lines.index("- " + "leave-one-out: " + catalogue.parts()["leave-one-out"].formula) + 1] == "  comes with no-std: A is not divided by std R"
+    assert off_text(alone.files, "leave-one-out") == "{'leave_one_out': False, 'divide_by_std': True}"  # what `ablate` says that it did
+    archive.add("c0001", draft(["no-std"]), 30.0)
+    child = write(make(["leave-one-out", "no-std"]), archive.context("c0002", "c0001")).proposal
+    assert "(which comes with" not in child.hypothesis  # its parent has it already
+    assert "  comes with no-std: " in child.description
 
 
 def test_proposals_pass_gate_and_checks(grown):

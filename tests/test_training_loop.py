@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import helpers_training as h
 import pytest
@@ -202,6 +204,9 @@ def test_what_an_algorithm_needs_is_there_and_nothing_else():
     torch.testing.assert_close(r.logp_ref, r.logp_old, atol=1e-5, rtol=1e-5)  # the start weights are the reference
     assert (r.entropy[r.mask] > 0).all() and r.entropy.max() <= torch.tensor(16.0).log() and abs(row["kl_ref"]) < 1e-6
     assert b.logp_ref.shape == b.entropy.shape == b.mask.shape
+    page = (Path(__file__).parents[1] / "archive_store" / "README.md").read_text()
+    cells = " ".join(line.split(" | ")[0] for line in page.partition("| curve |")[2].partition("\n\n")[0].splitlines())
+    assert set(re.findall(r"`(\w+)`", cells)) == row.keys() - {"step", "components"}  # the archive's page explains each
     h.make_trainer(h.make_config(), dataclass(frozen=True)(type("Frugal", (Needy,), {"needs": frozenset(), "token_loss": GRPO.token_loss}))()).step(0)
     assert seen["rollouts"].entropy is None and seen["rollouts"].logp_ref is None
 

@@ -44,6 +44,7 @@ def text(found: list[dict[str, Any]]) -> str:
             slot = r["slot"]
             lines += ["", f"{slot} (GRPO: {SLOTS[slot][1] or 'nothing'})"]
         lines += [f"  {r['tag'] or GRPO:<11}{r['name']}: {r['formula']}", f"{'':13}it {r['effect']}"]
+        lines += [f"{'':13}comes with {name}: {parts()[name].formula}" for name in r["implies"].values()]
         knobs = ", ".join(f"{k['name']} {k['default']:g} ({k['meaning']})" for k in r["hyperparameters"])
         lines += [f"{'':13}{knobs}"] if knobs else []
         lines.append(f"{'':13}{r['source']}")

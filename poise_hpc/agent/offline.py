@@ -22,7 +22,7 @@ from . import reflect as rules
 from .base import Context, Draft, Facts
 from .catalogue import SLOTS, Part, choices as parts_for, parts
 from .novelty import check_novelty, recipe_sign, signature
-from .recipe import Recipe, choices, declared, knobs_of, make, of_proposal, sound
+from .recipe import Recipe, brought, choices, company, declared, knobs_of, make, of_proposal, sound
 from .render import literal, render
 from .tally import Tally, count_name
 
@@ -138,17 +138,19 @@ def write(recipe: Recipe, context: Context, tally: Tally | None = None) -> Draft
     parent = of_proposal(context.parent_proposal)
     name = unique_name(recipe, (tally or Tally(context.entries)).names, [p.name for _, p in context.pending])
     new = [part for part in declared(recipe) if part.name not in parent.chosen]
+    along = {part.name: [p for p in company(part) if p.name not in parent.chosen] for part in new}
     gone = [name for name in parent.chosen if name not in recipe.chosen]
     moved = [f"{k} {literal(parent.values[k])} -> {literal(v)}" for k, v in recipe.knobs if k in parent.values and parent.values[k] != v]
     change = "; ".join(filter(None, (
-        "with " + ", ".join(part.name for part in new) if new else "", "without " + ", ".join(gone) if gone else "",
+        "with " + ", ".join(part.name + brought(along[part.name]) for part in new) if new else "", "without " + ", ".join(gone) if gone else "",
         "tuned: " + ", ".join(moved) if moved else "")))
-    because = [f"{part.name} {part.effect}" for part in new]
+    because = [f"{part.name} {part.effect}" for one in new for part in (one, *along[one.name])]
     because += [f"{', '.join(gone)} costs more here than it gives"] if gone and not new else []
     because += ["published values need not fit this task's scale"] if moved and not (new or gone) else []
     remedies = sorted(symptoms(context) & {s for part in new for s in part.helps})
     description = [f"{context.parent.name} ({context.parent.id}) {change}.", "", "Formulas:"]
-    description += [f"- {part.name}: {part.formula}" for part in declared(recipe)]
+    for part in declared(recipe):
+        description += [f"- {part.name}: {part.formula}", *(f"  comes with {p.name}: {p.formula}" for p in company(part))]
     description += ["", "Hyperparameters: " + (", ".join(f"{k} = {literal(v)}" for k, v in recipe.knobs) or "none") + ".",
                     "Everything else is GRPO. The mechanisms were chosen by rules and chance, not by a model."]
     proposal = Proposal(
@@ -156,7 +158,7 @@ def write(recipe: Recipe, context: Context, tally: Tally | None = None) -> Draft
         hypothesis=f"{context.parent.name} {change}: a higher Overall than {context.parent.name} itself, because {'; '.join(because)}.",
         mechanisms=tuple(part.name for part in declared(recipe)), description="\n".join(description),
         expected_effect="Overall above the parent's" + (f"; fewer signs of {', '.join(remedies)}" if remedies else "") + ".",
-        sources=tuple(dict.fromkeys(part.source for part in declared(recipe))), proposer="offline",
+        sources=tuple(dict.fromkeys(part.source for one in declared(recipe) for part in (one, *company(one)))), proposer="offline",
         details={"recipe": recipe.to_json()})
     return Draft(proposal, {"algorithm.py": render(recipe, name)})
 

@@ -117,6 +117,17 @@ def declared(recipe: Recipe) -> list[Part]:
     return [part for part in here.values() if part.name in recipe.chosen and part.name not in implied]
 
 
+def company(part: Part) -> list[Part]:
+    """What comes along because the part implies it. Named wherever the part is explained, since it may be most of the change: leave-one-out
+    alone multiplies by G / (G - 1), the std that goes with it is what differs between prompts. No mechanism of its own: off is off together."""
+    return [parts()[name] for name in part.implies.values()]
+
+
+def brought(along: Iterable[Part]) -> str:
+    names = ", ".join(part.name for part in along)
+    return f" (which comes with {names})" if names else ""
+
+
 def off_values(part: Part, recipe: Recipe) -> dict[str, Any]:
     """Field values of the rendered package that switch the part off, with what it implies and what cannot stand without it."""
     here, values = recipe.by_slot, recipe.values

@@ -6,7 +6,7 @@ import textwrap
 from functools import cache
 
 from .catalogue import IN_ADVANTAGES, IN_TOKEN_LOSS, SLOTS, Part, default
-from .recipe import Recipe, declared, knobs_of, off_values, spare_knobs, standard
+from .recipe import Recipe, brought, company, declared, knobs_of, off_values, spare_knobs, standard
 
 WIDTH = 116
 OPS = ("clipped", "group_mean", "group_size", "group_std", "k2", "k3", "log_ratio", "masked_mean", "pass_rate",
@@ -38,7 +38,7 @@ def literal(value: object) -> str:
 
 
 def _docstring(recipe: Recipe, name: str) -> str:
-    title = f'"""{name}: GRPO with {", ".join(part.name for part in declared(recipe))}.'
+    title = f'"""{name}: GRPO with {", ".join(part.name + brought(company(part)) for part in declared(recipe))}.'
     lines = textwrap.wrap(title, WIDTH, subsequent_indent="    ", break_on_hyphens=False)
     lines += ["", "Written by the offline proposer, which recombines published mechanisms.", ""]
     for part in _chosen(recipe):

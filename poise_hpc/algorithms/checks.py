@@ -29,6 +29,7 @@ from .response import response_report
 KINDS = frozenset("advantage normalization clipping ratio masking kl entropy length selection reduction".split())
 LARGEST = 1e3          # |A| for rewards within [0, 1.1]: more is a division by almost nothing
 STATE_BYTES = 64 * 1024
+GARBAGE = (0.5, 200.0)  # at padded tokens; exp of the second is infinite, and so 0 * exp not a number
 
 
 @dataclass(frozen=True)
@@ -152,10 +153,13 @@ def selection(algorithm: Algorithm, seed: int) -> None:
 def padding(algorithm: Algorithm, seed: int) -> None:
     for name, batch in _ordinary(algorithm, seed):
         one = probes.update(algorithm, batch)
-        state = probes.fresh_state(algorithm)
-        A, keep = probes.advantages(algorithm, _with_garbage(batch), state)
-        policy = _with_garbage(probes.policy_batch(batch, A, 0.3))
-        _same(one, probes.update_policy(algorithm, policy, keep, state), batch.mask, f"{name}: values at padded tokens change")
+        for scale in GARBAGE:  # the small one leaks in numbers that can be read, the large one where nothing small shows
+            state = probes.fresh_state(algorithm)
+            where = f"{name}, log-probs of about {scale:g} at padded tokens"
+            A, keep = _in(where, probes.advantages, algorithm, _with_garbage(batch, scale), state)
+            policy = _with_garbage(probes.policy_batch(batch, A, 0.3), scale)
+            _same(one, _in(where, probes.update_policy, algorithm, policy, keep, state), batch.mask,
+                  f"{name}: values at padded tokens change")
         T, wide = batch.mask.shape[1], _widened(batch, 3)
         state = probes.fresh_state(algorithm)
         A, keep = probes.advantages(algorithm, wide, state)
@@ -330,10 +334,14 @@ def _same(one: Update, other: Update, mask: Tensor, complaint: str) -> None:
         raise Broken(f"{complaint} Z from {float(one.z):g} to {float(other.z):g}")
 
 
-def _with_garbage(batch: Any) -> Any:
-    """The same batch with other values at padded tokens."""
-    return replace(batch, **{k: torch.where(batch.mask, x.detach(), x.detach() - 5.0).requires_grad_(x.requires_grad)
-                             for k, x in probes.tensors(batch).items() if x.ndim == 2 and k != "mask"})
+def _with_garbage(batch: Any, scale: float) -> Any:
+    """The same batch with other values at padded tokens: of both signs, growing along the row, and others in each tensor, so that neither
+    their sum over a row nor the difference of two tensors is what it was."""
+    column = torch.arange(1, batch.mask.shape[1] + 1)
+    growing = torch.where(column % 2 == 0, -scale, scale) * column
+    wide = [(k, x) for k, x in probes.tensors(batch).items() if x.ndim == 2 and k != "mask"]
+    return replace(batch, **{k: torch.where(batch.mask, x.detach(), (-1) ** i * (1 + i / 2) * growing).requires_grad_(x.requires_grad)
+                             for i, (k, x) in enumerate(wide)})
 
 
 def _widened(batch: Any, columns: int) -> Any:

@@ -67,6 +67,12 @@ def switchable(files: Mapping[str, str]) -> frozenset[str]:
     return frozenset(name for name, off in _mechanisms(files).items() if off is not None and not (isinstance(off, ast.Dict) and not off.keys))
 
 
+def off_text(files: Mapping[str, str], mechanism: str) -> str:
+    """The values that `without` sets, as the code has them: what goes off together with the mechanism is among them. "" if it does not say."""
+    off = _mechanisms(files).get(mechanism)
+    return ast.unparse(off) if off is not None else ""
+
+
 def _mechanisms(files: Mapping[str, str]) -> dict[str, ast.expr | None]:
     """Name -> its `off`, as written."""
     try:

@@ -41,7 +41,8 @@ FRESH = "5, fresh"
 rerun = derived("rerun", "Repeat an entry from its record alone. Trains and evaluates again, and compares the numbers. CAMPAIGN may hold no more than "
                 "records/, or be one record's file.")
 confirm = derived("confirm", "A winner on fresh seeds and unseen prompts. Against the baseline; selection never saw the prompts.", seeds=FRESH)
-ablate = derived("ablate", "A winner with each of its mechanisms switched off. In turn, on paired seeds.")
+ablate = derived("ablate", "A winner with each of its mechanisms switched off. In turn, on paired seeds. The candidate and the baseline are trained again beside them, so that all "
+                "that is compared comes from one machine and one version.")
 control = derived("control", "A candidate and the baseline on random rewards. How much of a score does training alone bring, whatever is rewarded?")
 transfer = derived("transfer", "A winner against the baseline in another setting. Which one says --config.", config_needed=True, seeds=FRESH)
 

@@ -17,7 +17,7 @@ from ..types import PoiseError, UsageError
 
 HELD = 3
 FOLDER = click.Path(file_okay=False, path_type=Path)                        # may be new
-PACKAGE = click.Path(exists=True, file_okay=False, readable=True, path_type=Path)
+PACKAGE = click.Path(exists=True, readable=True, path_type=Path)            # a folder, or one .py file
 FILE = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
 
 

@@ -16,18 +16,19 @@ from .driving import build
 
 @click.command()
 @campaign_argument
-@click.argument("folder", type=PACKAGE)
+@click.argument("folder", type=PACKAGE, metavar="FOLDER|FILE.py")
 @click.option("--parent", type=CANDIDATE, help="Candidate it descends from.")
 @as_json
 def add(campaign: Path, folder: Path, parent: str | None, as_json: bool) -> None:
     """Put an own algorithm package into the pipeline. It gets the same checks, training, evaluation and archive."""
-    from .. import duplicates, orders
+    from .. import duplicates, orders, packages
     from ..campaign import Campaign
 
     opened = Campaign.open(campaign)
     if parent is not None:
         opened.load(parent)
-    data = {"inbox": str(orders.package(opened, folder, parent)), "same_code_as": duplicates.same_code(opened, folder)}
+    with packages.folder_of(folder) as package:
+        data = {"inbox": str(orders.package(opened, package, parent)), "same_code_as": duplicates.same_code(opened, package)}
     if known := data["same_code_as"]:
         click.echo(f"warning: {known} has exactly this code; it will be trained all the same", err=True)
     emit(data, as_json,
@@ -147,7 +148,7 @@ def known_mechanism(campaign: Any, name: str, new: bool) -> None:
     from ..agent.propose import SLUG
 
     if not SLUG.fullmatch(name):
-        raise UsageError(f"{name!r} can be no mechanism: they are lower-case slugs like kl-term")
+        raise UsageError(f"{name!r} can be no mechanism: they are lower-case slugs like kimi-length")
     known = guidance.mechanisms(campaign) | guidance.at(campaign.root, sys.maxsize, None, 0).vetoed
     close = difflib.get_close_matches(name, known, n=3) or sorted(k for k in known if name in k)
     if name not in known and not new:

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import click
 
-from .common import FILE, FOLDER, as_json, emit
+from .common import FILE, FOLDER, PACKAGE, as_json, emit
 
 
 @click.command()
-@click.argument("folder", type=click.Path(exists=True, readable=True, path_type=Path), metavar="FOLDER|FILE.py")
+@click.argument("folder", type=PACKAGE, metavar="FOLDER|FILE.py")
 @as_json
 def check(folder: Path, as_json: bool) -> None:
-    """Contract checks of an algorithm package. And the static gate before them, isolated as a job would be."""
+    """Contract checks of an algorithm package. And the static gate before them, isolated as a job would be; proposal.json is read as `add` does."""
     from .. import standalone
 
     data = standalone.check(folder)
