@@ -82,6 +82,17 @@ class Limit:
     tokens: int | None = None
     cost: Decimal | None = None
 
+    def over(self, spent: Amount, worst: Amount) -> str:
+        """Why a call is not made, by what has a limit and would pass it."""
+        said, raised = [], []
+        if self.tokens is not None and (spent + worst).tokens > self.tokens:
+            said.append(f"{spent.tokens} of {self.tokens} tokens are used, and the call could take {worst.tokens}")
+            raised.append("agent.budget_tokens")
+        if self.cost is not None and (spent + worst).cost > self.cost:
+            said.append(f"{spent.cost} of a budget of {self.cost} is spent, and the call could cost {worst.cost}")
+            raised.append("agent.budget_cost")
+        return f"{'; '.join(said)}. Raise {' and '.join(raised)} to go on"
+
     def holds(self, amount: Amount) -> bool:
         return (self.tokens is None or amount.tokens <= self.tokens) and (self.cost is None or amount.cost <= self.cost)
 
@@ -117,6 +128,11 @@ class Transcript:
         """How many of the model's latest replies were cut before any text, one after the other, and at how many tokens."""
         return self._cut.get(model, (0, 0))
 
+    @property
+    def answered(self) -> bool:
+        """Was any request?"""
+        return bool(self._replies)
+
     def turns(self, candidate: str, operator: str) -> list[str]:
         """Keys of all answered requests of one operator for one candidate."""
         return [key for key in self._replies if key.startswith(f"{candidate}/{operator}/")]
@@ -139,9 +155,7 @@ class Transcript:
         with self._lock:
             total = sum((amount for _, amount in self._amounts.values()), Amount())
             if not limit.holds(total + worst):
-                reason = (f"{request.candidate} {request.operator}: the call could take {worst.tokens} tokens and cost "
-                          f"{worst.cost}; spent: {total.tokens} tokens and {total.cost}, budget: {limit.tokens} tokens "
-                          f"and {limit.cost}. Raise agent.budget_cost or agent.budget_tokens to go on")
+                reason = f"{request.candidate} {request.operator}: {limit.over(total, worst)}"
                 self._append({"event": "budget", "key": request.key, "error": reason})
                 raise BudgetExceeded(reason)
             call = max(self._amounts, default=0) + 1

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from llm_server import LLMServer, Raw
 
 from poise_hpc import config, files, probe, site
 from poise_hpc.campaign import versions
@@ -211,6 +212,13 @@ def test_agent_is_asked_only_when_there_is_one(monkeypatch):
     keyless = config.parse({"search": {"proposer": "llm"}, "agent": {"models": {"default": ["a"]}, "api_key_file": "/no/such/key"}})
     (finding,) = here.agent(keyless)
     assert "/no/such/key cannot be read" in finding.text and "chmod 600" in finding.cure and "internet" not in finding.cure
+
+
+def test_a_web_page_instead_of_an_endpoint_is_a_finding():
+    with LLMServer([], models=Raw(b"<html>Welcome to the proxy</html>")) as server:
+        settings = config.parse({"search": {"proposer": "llm"}, "agent": {"models": {"default": ["a"]}, "base_url": server.url, "budget_tokens": 1}})
+        (finding,) = here.agent(settings)
+    assert finding.level == "fail" and "Welcome to the proxy" in finding.text and "agent.base_url (it ends in /v1)" in finding.cure
 
 
 def test_a_narrow_search_on_many_slots_is_said():
