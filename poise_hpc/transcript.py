@@ -31,6 +31,7 @@ from .reply import Reply, read_body
 from .types import PoiseError
 
 
+TAIL = 2**20  # bytes: what calls in flight have left stands near the end
 TOKEN_KEYS = ("max_tokens", "max_completion_tokens")  # what servers call the limit of a reply
 
 
@@ -210,3 +211,16 @@ class Transcript:
     def _settle(self, line: dict[str, Any]) -> None:
         operator = line["key"].split("/")[1]
         self._amounts[line["call"]] = (operator, Amount.from_json(line["spent"]))
+
+
+def pending(path: Path) -> list[dict[str, str]]:
+    """What is being asked for: {candidate, operator, model, error: the last attempt's, "" while the first is under way}. From the
+    file's end alone: it is read every few seconds."""
+    last: dict[str, dict[str, str]] = {}
+    for line in files.read_lines(path, TAIL):
+        candidate, operator = line["key"].split("/")[:2]
+        before = last.pop(candidate, {})
+        error = line.get("error", before.get("error", "") if before.get("operator") == operator else "")
+        if line["event"] == "sent" or (line["event"] == "error" and not line.get("final")):
+            last[candidate] = {"candidate": candidate, "operator": operator, "model": line["model"], "error": error}
+    return list(last.values())

@@ -91,6 +91,8 @@ def agent(config: Config) -> Iterator[Finding]:
         return
     from .. import llm
 
+    if config.agent.unlimited:
+        yield Finding("warn", "budget", config.agent.unlimited, "agent.budget_tokens, or agent.budget_cost with agent.prices")
     wanted = {m for models in config.agent.models.values() for m in models}
     try:
         served = set(llm.served_models(config.agent))
