@@ -48,6 +48,12 @@ class Agent(Section):
     synthesize_every: Positive = 8              # candidates between two revisions of the living notes
     cards: Annotated[tuple[str, ...], Tuple] = ()  # folders with the user's own literature cards
 
+    @property
+    def unlimited(self) -> str:
+        """A warning, where nothing limits what the agent spends."""
+        return "" if self.budget_cost is not None or self.budget_tokens is not None else \
+            "the language model's calls have no limit: neither agent.budget_cost nor agent.budget_tokens is set"
+
     @field_validator("models", mode="before")
     @classmethod
     def _models(cls, value: Any) -> Any:

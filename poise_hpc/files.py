@@ -134,10 +134,13 @@ def append_line(path: Path, data: Any, *, sync: bool = False) -> None:
             os.close(fd)
 
 
-def read_lines(path: Path) -> Iterator[Any]:
-    """JSON lines; a torn line (a writer was killed in it) is left out."""
+def read_lines(path: Path, last: int | None = None) -> Iterator[Any]:
+    """JSON lines; a torn line (a writer was killed in it) is left out. `last`: of so many bytes at the file's end only."""
     try:
-        raw = path.read_bytes()
+        with open(path, "rb") as file:
+            if last is not None:
+                file.seek(max(file.seek(0, os.SEEK_END) - last, 0))
+            raw = file.read()
     except FileNotFoundError:
         return
     for line in raw.splitlines():

@@ -4,7 +4,7 @@
 operator's models in order. Per attempt: reserve the worst case, note the request, send, note the reply, hand it out.
 
 Retried with backoff: 408, 429 (Retry-After is honoured), 5xx, timeouts, lost connections. Not retried: other 4xx, but a 400 or 422
-to something that can be left out (`dialect`). The openai client's own retries are off: it would generate, and charge, again without telling.
+to something that can be left out (`dialect`). A web page in an answer's place is retried, too, and then needs a person. The openai client's own retries are off: it would generate, and charge, again without telling.
 
 A prompt that the model's context cannot hold is `TooLong`, if it is one that may be shortened (`LEAST_TOKENS`); one that a provider's
 filter stops is `Refused`.
@@ -13,6 +13,8 @@ Not covered: streaming, tools, images.
 """
 from __future__ import annotations
 
+import json
+import math
 import os
 import random
 import re
@@ -28,11 +30,13 @@ from typing import Any
 from .access import address, read_key, without_key
 from .agent_config import Agent
 from .dialect import Dialect
-from .replay import LLMError, Refused, Rejected, TooLong, Unavailable, models_for, recorded, unusable
-from .reply import Reply, read_body
+from .pace import Pace
+from .replay import LLMError, NoList, Refused, Rejected, TooLong, Unavailable, models_for, recorded, unusable
+from .reply import Reply, is_page, no_api, read_body
 from .transcript import Amount, Limit, Request, Transcript
 
 CONNECT_S = 10.0      # to open a connection; `agent.timeout_s` is the server's silence after that
+LIST_S = 30.0         # the server's silence where it is only asked for its models
 FRAMING_TOKENS = 32   # a chat template's own tokens per message, more than any seen
 RETRIED = frozenset({408, 429})
 ALL_CUT = 3           # replies in a row that were cut before any answer: the next will be, too
@@ -42,6 +46,7 @@ NO_ROOM = re.compile(r"context_length_exceeded|context (length|window|size)|(pro
 FILTERED = frozenset({"content_filter", "content_policy_violation", "invalid_prompt"})  # error codes of a prompt that a filter has stopped
 HINTS = {401: "Check the key (agent.api_key_file or agent.api_key_env)", 403: "Check the key and what it may use",
          402: "The account has no credit left", 429: "The account has no credit left", 404: "Check agent.base_url and agent.models"}
+NO_ENTRY = frozenset({401, 402, 403})
 CHECK = "Check agent.models, agent.max_tokens and agent.temperature"
 NEVER_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError", "UnsupportedProtocol"})
 
@@ -54,6 +59,7 @@ class Failure(Exception):
     message: str
     retry: bool
     billable: bool = False       # the server may have generated, and charge for it
+    page: bool = False           # a web page came: no model has seen the request
     final: str = ""              # "too long": the prompt, for the model's context; "refused": by a filter
     retry_after_s: float | None = None
 
@@ -122,6 +128,8 @@ class Client:
                     said = "; then ".join(dict.fromkeys(disliked.values()))
                     raise Rejected(f"{where} answered {error.status}: {said}. {HINTS.get(error.status or 0, CHECK)}") from None
                 wait = self._wait_s(error, f"{self._seed}/{request.key}/{model}/{attempt}", attempt)
+                if error.page and attempt == self.settings.max_attempts:
+                    raise Rejected(f"{where}: {error.message}") from None
                 if attempt == self.settings.max_attempts or wait > self.settings.backoff_max_s:
                     raise Unavailable(f"{where}: attempt {attempt} failed ({error.message}), next wait {wait:.0f} s. "
                                       f"Run again when the endpoint is back: nothing paid is lost") from None
@@ -158,7 +166,12 @@ class Client:
                 raise
             try:
                 reply = read_body(model, body)
-            except ValueError as error:  # a proxy's page, a cut body: charged or not, nobody knows
+            except ValueError as error:
+                if is_page(body):
+                    said = no_api(body)
+                    self.transcript.fail(call, request, model, 200, said, Amount())
+                    raise Failure(200, said, retry=True, page=True) from None
+                # a cut body, another service's JSON: charged or not, nobody knows
                 self.transcript.fail(call, request, model, 200, f"{error}: {body[:500]}", worst)
                 raise Failure(200, str(error), retry=True, billable=True) from None
             known = reply.prompt_tokens is not None and reply.completion_tokens is not None
@@ -189,46 +202,44 @@ def _texts(request: Request) -> list[str]:
     return [m["content"] for m in request.messages] + ([str(request.schema)] if request.schema else [])
 
 
-class Pace:
-    """At most `per_min` sends a minute, evenly spaced."""
-
-    def __init__(self, per_min: float | None, sleep: Callable[[float], None], clock: Callable[[], float]):
-        self._gap_s = 60.0 / per_min if per_min else 0.0
-        self._sleep, self._clock, self._next, self._lock = sleep, clock, float("-inf"), threading.Lock()
-
-    def wait(self) -> None:
-        with self._lock:
-            now = self._clock()
-            slot = max(now, self._next)
-            self._next = slot + self._gap_s
-        if slot > now:
-            self._sleep(slot - now)
-
-
 def served_models(settings: Agent, environ: Mapping[str, str] = os.environ) -> list[str]:
-    """What the endpoint offers: one free call that proves address and key. Unavailable or Rejected otherwise."""
+    """What the endpoint offers: one free call that proves address and key. Rejected: a person must look; NoList: it does not say;
+    Unavailable: later perhaps."""
     import openai
 
     key, url = read_key(settings, environ), address(settings)
     if not url:
         raise Unavailable(_silent(settings))
     try:
-        return sorted(model.id for model in _connect(settings, url, key).models.list())
+        raw = _connect(settings, url, key, LIST_S).models.with_raw_response.list()
     except openai.APIStatusError as error:
-        raise Rejected(f"{url} answered {error.status_code}: {without_key(key, str(error))[:500]}") from None
+        code, said = error.status_code, without_key(key, str(error))[:500]
+        if code in NO_ENTRY and not (code == 403 and "scope" in said):  # a key that may do all but this
+            raise Rejected(f"{url} answered {code}: {said}. {HINTS[code]}") from None
+        raise (Unavailable if code in RETRIED or code >= 500 else NoList)(f"{url} answered {code} to the list of its models: {said}") from None
     except openai.APIConnectionError as error:
-        raise Unavailable(f"{url}: {error} ({error.__cause__})") from None
+        raise Unavailable(without_key(key, f"{url}: {error} ({error.__cause__})")) from None
+    return _listed(url, without_key(key, raw.http_response.content.decode("utf-8", "replace")))
+
+
+def _listed(url: str, body: str) -> list[str]:
+    try:
+        return sorted(str(model["id"]) for model in json.loads(body)["data"])
+    except (ValueError, KeyError, TypeError):
+        if is_page(body):
+            raise Rejected(f"{url}: {no_api(body)}") from None
+        raise NoList(f"{url} answered something else than a list of its models: {body[:200]!r}") from None
 
 
 def _silent(settings: Agent) -> str:
     return f"no server has written its address to agent.base_url_file ({settings.base_url_file}) yet; is its job running?"
 
 
-def _connect(settings: Agent, url: str, key: str) -> Any:
+def _connect(settings: Agent, url: str, key: str, silence_s: float = math.inf) -> Any:
     import openai
 
     return openai.OpenAI(base_url=url, api_key=key, max_retries=0,
-                         timeout=openai.Timeout(settings.timeout_s, connect=min(CONNECT_S, settings.timeout_s)))
+                         timeout=openai.Timeout(min(settings.timeout_s, silence_s), connect=min(CONNECT_S, settings.timeout_s)))
 
 
 def _endpoint(settings: Agent, key: str) -> Callable[[str, Request, dict[str, Any]], str]:

@@ -32,6 +32,7 @@ T = TypeVar("T")
 # Names in the campaign's folder:
 DRAIN = "drain"           # a file: nothing new is proposed
 BEGUN = "proposing.json"  # the candidate that the proposer was last asked for, and what it does not see
+ENDED = "ended.json"      # how the last controller ended: {"spent", "blocked"}; not there while one is at work
 PLANNED = "planned"       # of a replay: packages of persons and parents, by candidate
 
 

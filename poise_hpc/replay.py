@@ -21,6 +21,10 @@ class Rejected(LLMError):
     """The server does not accept the request (400, 401, 403, 404, 422): a person must look."""
 
 
+class NoList(LLMError):
+    """The endpoint does not say which models it serves; it may serve them all the same."""
+
+
 class Refused(LLMError):
     """The model, or a filter, declined to answer."""
 

@@ -74,3 +74,12 @@ def _after_thinking(text: str) -> str:
 def _plain(text: Any) -> str:
     """Text that can be written to a file: lone surrogates, which JSON escapes allow, become '?'."""
     return text.encode("utf-8", "replace").decode() if isinstance(text, str) else ""
+
+
+def is_page(body: str) -> bool:
+    """HTML or XML: a proxy, a login, a site's own pages; no model has answered, and nothing is charged."""
+    return body.lstrip("\ufeff \t\r\n").startswith("<")
+
+
+def no_api(body: str) -> str:
+    return f"a web page came, no JSON: {' '.join(body[:400].split())[:120]!r}. Check agent.base_url (does it end in /v1?) and the proxy of this machine"

@@ -25,6 +25,7 @@ class Thinking:
         self._pause_s, self._clock, self._tell = pause_s, clock, tell
         self._calls: dict[tuple[str, str], Future[Any]] = {}
         self._not_before: dict[tuple[str, str], float] = {}
+        self._told: dict[tuple[str, str], str] = {}  # why a call waits, as it was told: the same is not told again
         self._others: dict[tuple[str, str], list[Future[Any]]] = {}  # that a call waits for
 
     def ask(self, id: str, what: str, gather: Callable[[], Call[T]]) -> Future[T] | None:
@@ -42,12 +43,15 @@ class Thinking:
         match future.exception():
             case Unavailable() as error:
                 self._not_before[key] = self._clock() + self._pause_s
-                self._tell(id, f"{what} waits", f"{error}; again in {self._pause_s:.0f} s")
+                if self._told.get(key) != str(error):
+                    self._told[key] = str(error)
+                    self._tell(id, f"{what} waits", f"{error}; again every {self._pause_s:.0f} s")
                 return None
             case LLMError() as error:
                 self.blocked = str(error)
                 self._tell(id, f"{what} blocked", f"{error}; run again after that")
                 return None
+        self._told.pop(key, None)
         return future
 
     def paused(self, id: str, what: str) -> bool:
@@ -69,7 +73,8 @@ class Thinking:
     def _start(self, id: str, what: str, call: Call[T]) -> Future[T]:
         future: Future[T] = Future()
         if self.threads:
-            self._tell(id, f"{what} asked", "")
+            if (id, what) not in self._told:
+                self._tell(id, f"{what} asked", "")
             threading.Thread(target=_run, args=(future, call), name=f"{id} {what}", daemon=True).start()
         else:
             _run(future, call)

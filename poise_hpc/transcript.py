@@ -31,6 +31,7 @@ from .reply import Reply, read_body
 from .types import PoiseError
 
 
+TAIL = 2**20  # bytes: what calls in flight have left stands near the end
 TOKEN_KEYS = ("max_tokens", "max_completion_tokens")  # what servers call the limit of a reply
 
 
@@ -82,6 +83,17 @@ class Limit:
     tokens: int | None = None
     cost: Decimal | None = None
 
+    def over(self, spent: Amount, worst: Amount) -> str:
+        """Why a call is not made, by what has a limit and would pass it."""
+        said, raised = [], []
+        if self.tokens is not None and (spent + worst).tokens > self.tokens:
+            said.append(f"{spent.tokens} of {self.tokens} tokens are used, and the call could take {worst.tokens}")
+            raised.append("agent.budget_tokens")
+        if self.cost is not None and (spent + worst).cost > self.cost:
+            said.append(f"{spent.cost} of a budget of {self.cost} is spent, and the call could cost {worst.cost}")
+            raised.append("agent.budget_cost")
+        return f"{'; '.join(said)}. Raise {' and '.join(raised)} to go on"
+
     def holds(self, amount: Amount) -> bool:
         return (self.tokens is None or amount.tokens <= self.tokens) and (self.cost is None or amount.cost <= self.cost)
 
@@ -117,6 +129,11 @@ class Transcript:
         """How many of the model's latest replies were cut before any text, one after the other, and at how many tokens."""
         return self._cut.get(model, (0, 0))
 
+    @property
+    def answered(self) -> bool:
+        """Was any request?"""
+        return bool(self._replies)
+
     def turns(self, candidate: str, operator: str) -> list[str]:
         """Keys of all answered requests of one operator for one candidate."""
         return [key for key in self._replies if key.startswith(f"{candidate}/{operator}/")]
@@ -139,9 +156,7 @@ class Transcript:
         with self._lock:
             total = sum((amount for _, amount in self._amounts.values()), Amount())
             if not limit.holds(total + worst):
-                reason = (f"{request.candidate} {request.operator}: the call could take {worst.tokens} tokens and cost "
-                          f"{worst.cost}; spent: {total.tokens} tokens and {total.cost}, budget: {limit.tokens} tokens "
-                          f"and {limit.cost}. Raise agent.budget_cost or agent.budget_tokens to go on")
+                reason = f"{request.candidate} {request.operator}: {limit.over(total, worst)}"
                 self._append({"event": "budget", "key": request.key, "error": reason})
                 raise BudgetExceeded(reason)
             call = max(self._amounts, default=0) + 1
@@ -196,3 +211,16 @@ class Transcript:
     def _settle(self, line: dict[str, Any]) -> None:
         operator = line["key"].split("/")[1]
         self._amounts[line["call"]] = (operator, Amount.from_json(line["spent"]))
+
+
+def pending(path: Path) -> list[dict[str, str]]:
+    """What is being asked for: {candidate, operator, model, error: the last attempt's, "" while the first is under way}. From the
+    file's end alone: it is read every few seconds."""
+    last: dict[str, dict[str, str]] = {}
+    for line in files.read_lines(path, TAIL):
+        candidate, operator = line["key"].split("/")[:2]
+        before = last.pop(candidate, {})
+        error = line.get("error", before.get("error", "") if before.get("operator") == operator else "")
+        if line["event"] == "sent" or (line["event"] == "error" and not line.get("final")):
+            last[candidate] = {"candidate": candidate, "operator": operator, "model": line["model"], "error": error}
+    return list(last.values())

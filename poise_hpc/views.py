@@ -9,12 +9,13 @@ from . import eta, files, jobspec, lock, screening, wording
 from .archive import ArchiveView, read
 from .campaign import Campaign, Candidate, load_attempts
 from .jobs import latest_claim
+from .transcript import pending
 from .types import BASELINE_ID, START, EntrySummary, Outcome, Stage
 
 
 def status(campaign: Campaign, now: float | None = None, spending: bool = True, archive: ArchiveView | None = None) -> dict[str, Any]:
     """`{campaign, done, driver, held, budget, inbox, candidates, running}`: the interface that scripts read. `spending`: also "llm"."""
-    from .proposing import exhausted, inbox
+    from .proposing import ENDED, exhausted, inbox
 
     now = time.time() if now is None else now
     archive = archive or ArchiveView.load(campaign.root)
@@ -27,25 +28,30 @@ def status(campaign: Campaign, now: float | None = None, spending: bool = True, 
     seconds = sum(e.run_seconds for e in archive.entries) + sum(
         a.result.get("run_seconds", 0.0) * a.result.get("ranks", 1) for c in active for a in c.attempts if a.result)
     budget = campaign.config.budget
-    why = exhausted(campaign, archive, {c.id: c for c in active}, len(rows), now)
-    expected = max(len(rows), 1) + len(inbox(campaign)) + (0 if why else max(wanted - made, 0))
+    driver, lost = lock.driver(campaign.root)
+    ended = {} if driver else files.read_json(campaign.root / ENDED) or {}
+    waiting = inbox(campaign)
+    why = exhausted(campaign, archive, {c.id: c for c in active}, len(rows), now) or ("" if waiting else ended.get("spent", ""))
+    expected = max(len(rows), 1) + len(waiting) + (0 if why else max(wanted - made, 0))
     spent = [e.run_seconds for e in archive.entries]
     # Of what is not archived yet, begun or not: each as costly as those that are. `poise-hpc plan` knows more.
     left = (expected - len(archived)) * sum(spent) / len(spent) / 3600 if spent else None
     at_work = [r for c in [home, *active] for r in running(c, now)]
-    soon = eta.campaign_left(campaign, archive.entries, active, at_work, expected - len(rows)) if home.stage == Stage.ARCHIVED else None
-    driver, lost = lock.driver(campaign.root)
+    blocked = ended.get("blocked", "")
+    soon = eta.campaign_left(campaign, archive.entries, active, at_work, expected - len(rows)) if home.stage == Stage.ARCHIVED and not blocked else None
+    asked = [] if blocked or not (campaign.root / "llm.jsonl").exists() else [
+        a for a in pending(campaign.root / "llm.jsonl") if a["candidate"] not in archived and (driver or a["error"])]
     return {
         "campaign": str(campaign.root), "home": home.stage, "driver": driver, "driver_lost": lost,
         "done": home.stage == Stage.ARCHIVED and bool(why) and not active, "proposing_ended": why,
-        "held": [c.id for c in [home, *active] if c.stage == Stage.HELD],
+        "held": [c.id for c in [home, *active] if c.stage == Stage.HELD], "agent_blocked": blocked,
         "budget": {"candidates": wanted, "proposed": made, "archived": len(archived), "expected": expected,
                    "screened_out": sum(row["screened"] is not None for row in rows),
                    "run_hours": round(seconds / 3600, 4), "run_hours_left": None if left is None else round(left, 4),
                    "run_hours_limit": budget.run_hours, "wall_clock_min": round((now - campaign.meta["created"]) / 60, 1),
                    "wall_clock_min_limit": budget.wall_clock_min, "eta_s": None if soon is None else round(soon, 1)},
-        "inbox": [path.name.partition("-")[2] or path.name for path in inbox(campaign)],
-        "running": at_work,
+        "inbox": [path.name.partition("-")[2] or path.name for path in waiting],
+        "running": at_work, "asked": asked,
         "problems": _problems(archive),
         "candidates": rows} | ({"llm": llm_spending(campaign)} if spending and (campaign.root / "llm.jsonl").exists() else {})
 
@@ -169,7 +175,7 @@ def status_text(data: dict[str, Any]) -> str:
     b = data["budget"]
     short = b["proposed"] < b["candidates"]  # a drain or a budget left some out
     state = f"{'ended early' if short else 'done'}: {data['proposing_ended']}" if data["done"] else "held: " + ", ".join(data["held"]) if data["held"] else \
-        "in progress" if data["driver"] else "not finished"
+        f"held: the agent: {data['agent_blocked']}" if data["agent_blocked"] else "in progress" if data["driver"] else "not finished"
     limit = f" of {b['run_hours_limit']:g}" if b["run_hours_limit"] else ""
     left = f", about {b['run_hours_left']:.2g} to come" if b["run_hours_left"] else ""
     screened = f", {b['screened_out']} screened out" if b["screened_out"] else ""
@@ -188,9 +194,10 @@ def status_text(data: dict[str, Any]) -> str:
     lines += [f"problem: {p}" for p in data["problems"]]
     live = [r for r in data["candidates"] if r["stage"] != Stage.ARCHIVED]
     if live:
-        lines.append(table([[r["id"], r["name"], ",".join(r["parents"]) or "-", r["stage"], r["cause"] or "-"] for r in live],
+        waits = {a["candidate"]: f"{a['operator']} {'waits' if a['error'] else 'asked'}" for a in data["asked"]}
+        lines.append(table([[r["id"], r["name"], ",".join(r["parents"]) or "-", r["stage"], r["cause"] or waits.get(r["id"], "-")] for r in live],
                            ["id", "name", "parents", "stage", "cause"]))
-    lines += [progress_text(r) for r in data["running"]]
+    lines += at_work_texts(data)
     return "\n".join(lines)
 
 
@@ -205,6 +212,12 @@ def driver_text(data: dict[str, Any]) -> str:
     lost = data["driver_lost"]
     gone = f" (process {lost['pid']} on {lost['host']} is gone; lock refreshed {lost['refreshed_s']:.0f} s ago)" if lost else ""
     return f"nobody drives it{gone}: `poise-hpc run {shlex.quote(data['campaign'])}` goes on"
+
+
+def at_work_texts(data: dict[str, Any]) -> list[str]:
+    """Jobs in flight, and what the language model is asked for."""
+    return [progress_text(r) for r in data["running"]] + [
+        f"{a['candidate']}  {a['operator']}  " + (f"waits: {wording.short(a['error'])}" if a["error"] else f"asked {a['model']}") for a in data["asked"]]
 
 
 def progress_text(r: dict[str, Any]) -> str:

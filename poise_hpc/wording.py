@@ -12,6 +12,12 @@ def count(number: int, one: str, many: str = "") -> str:
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
+def short(text: str, most: int = 160) -> str:
+    """On one line, cut."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[:most]} ..."
+
+
 def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.1f} s"

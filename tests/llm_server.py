@@ -59,7 +59,9 @@ Behaviour = Answer | Status | Raw | Hang | Disconnect
 
 
 class LLMServer:
-    def __init__(self, script: Sequence[Behaviour] | Callable[[dict[str, Any]], Behaviour]):
+    def __init__(self, script: Sequence[Behaviour] | Callable[[dict[str, Any]], Behaviour], models: Behaviour | None = None):
+        self.models = models  # what its list of models is; None: one, "m"
+        self.listed = 0       # how often it was asked for it
         self.requests: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
         self.parallel = 0  # requests in flight
@@ -103,7 +105,11 @@ def _handler(server: LLMServer) -> type[BaseHTTPRequestHandler]:
             pass
 
         def do_GET(self) -> None:
-            self._send(200, json.dumps({"object": "list", "data": [{"id": "m", "object": "model"}]}).encode())
+            server.listed += 1
+            if server.models:
+                self._behave(server.models, "")
+            else:
+                self._send(200, json.dumps({"object": "list", "data": [{"id": "m", "object": "model"}]}).encode())
 
         def do_POST(self) -> None:
             request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from llm_server import LLMServer, Raw
 
 from poise_hpc import config, files, probe, site
 from poise_hpc.campaign import versions
@@ -194,7 +195,7 @@ def test_agent_is_asked_only_when_there_is_one(monkeypatch):
     from poise_hpc.types import PoiseError
 
     assert list(here.agent(config.Config())) == []
-    settings = config.parse({"search": {"proposer": "llm"}, "agent": {"models": {"default": ["a", "b"]}}})
+    settings = config.parse({"search": {"proposer": "llm"}, "agent": {"models": {"default": ["a", "b"]}, "budget_tokens": 1}})
 
     def judged(answer):
         def served(_):
@@ -204,13 +205,22 @@ def test_agent_is_asked_only_when_there_is_one(monkeypatch):
         monkeypatch.setattr(llm, "served_models", served)
         return [(f.level, f.text) for f in here.agent(settings)]
 
+    free = config.parse({"search": {"proposer": "llm"}, "agent": {"models": {"default": ["a"]}, "api_key_file": "/no/such/key"}})
+    assert [(f.level, "neither agent.budget_cost nor" in f.text) for f in here.agent(free)] == [("warn", True), ("fail", False)]
     assert judged(["a", "b", "c"])[0][0] == "ok"
     assert judged(["a"]) == [("warn", "the endpoint does not list b; it lists a")]
     assert judged(PoiseError("no route")) == [("fail", "no route")]
     monkeypatch.undo()
-    keyless = config.parse({"search": {"proposer": "llm"}, "agent": {"models": {"default": ["a"]}, "api_key_file": "/no/such/key"}})
+    keyless = config.parse({"search": {"proposer": "llm"}, "agent": {"models": {"default": ["a"]}, "api_key_file": "/no/such/key", "budget_tokens": 1}})
     (finding,) = here.agent(keyless)
     assert "/no/such/key cannot be read" in finding.text and "chmod 600" in finding.cure and "internet" not in finding.cure
+
+
+def test_a_web_page_instead_of_an_endpoint_is_a_finding():
+    with LLMServer([], models=Raw(b"<html>Welcome to the proxy</html>")) as server:
+        settings = config.parse({"search": {"proposer": "llm"}, "agent": {"models": {"default": ["a"]}, "base_url": server.url, "budget_tokens": 1}})
+        (finding,) = here.agent(settings)
+    assert finding.level == "fail" and "Welcome to the proxy" in finding.text and "agent.base_url (it ends in /v1)" in finding.cure
 
 
 def test_a_narrow_search_on_many_slots_is_said():

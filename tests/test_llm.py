@@ -17,8 +17,9 @@ import pytest
 from llm_server import Answer, Disconnect, Hang, LLMServer, Raw, Status
 from poise_hpc.access import read_key
 from poise_hpc.agent_config import Agent, Price
-from poise_hpc.llm import Client, Pace, prompt_bound, served_models
-from poise_hpc.replay import EmptyReply, Refused, Rejected, Replay, TooLong, Unavailable, UnknownRequest
+from poise_hpc.llm import Client, prompt_bound, served_models
+from poise_hpc.pace import Pace
+from poise_hpc.replay import EmptyReply, NoList, Refused, Rejected, Replay, TooLong, Unavailable, UnknownRequest
 from poise_hpc.transcript import Amount, BudgetExceeded, Limit, Request, Transcript
 from poise_hpc.types import UsageError
 
@@ -218,7 +219,7 @@ def test_budget_stops_before_the_call_that_could_break_it(tmp_path):
         for turn in range(3):
             bench.client.complete(ask("ab", turn=turn))
         for client in (bench.client, bench.again()):
-            with pytest.raises(BudgetExceeded, match=r"could take 84 tokens and cost 0.00534; spent: 180 tokens and 0.0126"):
+            with pytest.raises(BudgetExceeded, match="0.0126 of a budget of 0.0174 is spent, and the call could cost 0.00534"):
                 client.complete(ask("ab", turn=3))
         assert len(server.requests) == 3
         with pytest.raises(BudgetExceeded):  # a replay stops where the campaign did
@@ -434,3 +435,33 @@ def test_served_models_for_doctor(tmp_path):
         assert served_models(settings, {"THE_KEY": SECRET}) == ["m"]
     with pytest.raises(Unavailable, match="127.0.0.1"):
         served_models(settings, {"THE_KEY": SECRET})
+
+
+PAGE = Raw(b"<!DOCTYPE html>\n<html><title>Sign in</title></html>")
+
+
+@pytest.mark.parametrize(("answer", "error", "words"), [
+    (PAGE, Rejected, "Sign in.*Check agent.base_url .does it end in /v1.*"),
+    (Raw(b"<html>mislabelled</html>", "application/json"), Rejected, "mislabelled.*Check agent.base_url"),
+    (Status(401, "no such key"), Rejected, "401.*no such key.*Check the key"), (Status(403), Rejected, "403.*Check the key"),
+    (Status(403, "Missing scopes: api.model.read"), NoList, "Missing scopes"), (Status(404), NoList, "404"),
+    (Raw(b'["m"]', "application/json"), NoList, "something else"), (Status(503), Unavailable, "503")], ids=str)
+def test_what_comes_instead_of_the_list_of_models(answer, error, words):
+    with LLMServer([], models=answer) as server, pytest.raises(error, match=words):
+        served_models(Agent(base_url=server.url, models={"default": ("m",)}, timeout_s=30.0), {})
+
+
+def test_web_pages_cost_nothing_and_need_a_person(tmp_path):
+    """The wrong address: each attempt is free, and after the last one nobody waits for better days."""
+    with LLMServer([PAGE] * 9) as server:
+        bench = Bench(server, tmp_path, budget_tokens=100)
+        with pytest.raises(Rejected, match="web page.*Sign in.*Check agent.base_url .does it end in /v1"):
+            bench.client.complete(ask("ab"))
+    assert len(server.requests) == 4 and bench.transcript().spent()["propose"] == Amount()
+
+
+def test_a_spent_budget_names_what_has_a_limit(tmp_path):
+    for limit, words in [(Limit(tokens=10), "3 of 10 tokens are used, and the call could take 8. Raise agent.budget_tokens to go on"),
+                         (Limit(cost=Decimal("0.5")), "0.2 of a budget of 0.5 is spent, and the call could cost 0.4. Raise agent.budget_cost to go on"),
+                         (Limit(10, Decimal("0.5")), "could take 8; 0.2 of a budget")]:
+        assert words in limit.over(Amount(3, Decimal("0.2")), Amount(8, Decimal("0.4")))

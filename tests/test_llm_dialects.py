@@ -5,7 +5,7 @@ import json
 from decimal import Decimal
 
 import pytest
-from test_llm import Bench, ask
+from test_llm import SILENT_S, Bench, ask
 
 from llm_server import Answer, Hang, LLMServer, Raw, Status
 from poise_hpc.agent_config import Price
@@ -182,5 +182,5 @@ def test_the_ledger_counts_what_is_charged(tmp_path, usage, price, tokens, cost)
 
 
 def test_silence_names_the_setting(tmp_path):
-    with LLMServer([Hang()]) as server, pytest.raises(Unavailable, match=r"no answer within 0.5 s \(agent.timeout_s\)"):
-        Bench(server, tmp_path, max_attempts=1, timeout_s=0.5).client.complete(ask())
+    with LLMServer([Hang()]) as server, pytest.raises(Unavailable, match=r"no answer within 2 s \(agent.timeout_s\)"):
+        Bench(server, tmp_path, max_attempts=1, timeout_s=SILENT_S).client.complete(ask())

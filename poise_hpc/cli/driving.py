@@ -1,4 +1,4 @@
-"""A controller at work in this process: built, told to stop by signals, watched."""
+"""A controller at work in this process: built, its endpoint looked at, told to stop by signals, watched."""
 from __future__ import annotations
 
 import os
@@ -100,11 +100,14 @@ def llm_proposer(campaign: Any) -> Any:
 @contextmanager
 def driving(campaign: Any, config: Any, site_file: Path | None) -> Iterator[Any]:
     """The campaign's lock; under it a new config and site file are taken over: a controller that is refused has changed nothing."""
+    from ..proposing import ENDED
+
     with campaign.lock() as lock:
         if config is not None:
             campaign.adopt(config)
         if site_file is not None:
             campaign.set_site(site_file)
+        (campaign.root / ENDED).unlink(missing_ok=True)
         yield lock
 
 
@@ -114,9 +117,47 @@ def drive(campaign: Any, as_json: bool, config: Any = None, site_file: Path | No
 
     with driving(campaign, config, site_file) as lock:
         controller = build(campaign, say=lambda line: click.echo(line, err=as_json))
-        stop_on_signal(controller)
-        loop.drive(controller, time.sleep, lock, watch=Progress(campaign, quiet=as_json))
+        if "replay_of" not in campaign.meta and controller.thinking.threads and (unlimited := campaign.config.agent.unlimited):
+            click.echo(f"warning: {unlimited}", err=True)
+        if look(campaign, controller):
+            stop_on_signal(controller)
+            loop.drive(controller, time.sleep, lock, watch=Progress(campaign, quiet=as_json))
+        note_end(campaign, controller)
     return controller
+
+
+def look(campaign: Any, controller: Any) -> bool:
+    """Before the first reply, and before anything is submitted: one free call to the endpoint. False: a person must look. An endpoint that
+    is away, or has no list of models, may be there when it is needed."""
+    from ..llm import served_models
+    from ..replay import LLMError, Rejected
+    from ..transcript import Transcript
+
+    if not controller.thinking.threads or "replay_of" in campaign.meta or Transcript(campaign.root / "llm.jsonl", time.time).answered:
+        return True
+    agent = campaign.config.agent
+    try:
+        served = served_models(agent)
+    except Rejected as error:
+        controller.thinking.blocked = str(error)
+        controller.event("campaign", "agent blocked", f"{error}; run again after that")
+        return False
+    except LLMError as error:
+        click.echo(f"warning: {error}. Check agent.base_url; the campaign goes on, and asks it again when the baseline is done", err=True)
+        return True
+    if missing := sorted({m for models in agent.models.values() for m in models}.difference(served)):
+        click.echo(f"warning: the endpoint does not list {', '.join(missing)} (agent.models); it lists {', '.join(served[:10])}", err=True)
+    return True
+
+
+def note_end(campaign: Any, controller: Any) -> None:
+    """For `status`, what no other file says: why nothing more is asked."""
+    from .. import files
+    from ..proposing import ENDED
+
+    said = {"spent": controller.proposing.spent, "blocked": controller.thinking.blocked}
+    if any(said.values()):
+        files.write_json(campaign.root / ENDED, said)
 
 
 def stop_on_signal(controller: Any) -> None:
@@ -149,7 +190,7 @@ class Progress:
 
         data = views.status(self.campaign, spending=False)
         b = data["budget"]
-        jobs = "; ".join(views.progress_text(r) for r in data["running"])
+        jobs = "; ".join(views.at_work_texts(data))
         click.echo(f"  .. archived {b['archived']}/{b['expected']}{views.eta_text(b)}  |  {jobs}")
 
 

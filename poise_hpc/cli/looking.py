@@ -41,7 +41,7 @@ def watch(campaign: Path, every: float, as_json: bool) -> None:
         click.echo(json.dumps(data, default=str) if as_json else views.status_text(data))
         if data["done"]:
             return
-        if data["held"] and not data["running"] and not data["driver"]:
+        if (data["held"] or data["agent_blocked"]) and not data["running"] and not data["driver"]:
             sys.exit(HELD)
         time.sleep(every)
 

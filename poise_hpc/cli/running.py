@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from .common import FILE, FOLDER, as_json, campaign_argument, dry_run_option, emit, site_option
-from .driving import build, create, drive, driving, examine, held_exit
+from .driving import build, create, drive, driving, examine, held_exit, look, note_end
 
 
 def campaign_options(command: Any) -> Any:
@@ -64,12 +64,14 @@ def step(campaign: Path, config_file: Path | None, site_file: Path | None, max_c
     opened = found or create(campaign, config, cache_dir)
     with driving(opened, config if found else None, site_file) as lock:
         controller = build(opened, say=lambda line: click.echo(line, err=as_json))
-        while controller.step():  # until nothing moves: the next call may be minutes away
-            lock.touch()
-        if controller.thinking.threads:  # what the agent was asked for is waited for, and taken
-            controller.thinking.settle(lock.touch)
-            controller.step()
-        if controller.finished:
-            loop.drive(controller, time.sleep, lock)  # the scheduler's queue is to hold nothing of it
+        if look(opened, controller):
+            while controller.step():  # until nothing moves: the next call may be minutes away
+                lock.touch()
+            if controller.thinking.threads:  # what the agent was asked for is waited for, and taken
+                controller.thinking.settle(lock.touch)
+                controller.step()
+            if controller.finished:
+                loop.drive(controller, time.sleep, lock)  # the scheduler's queue is to hold nothing of it
+        note_end(opened, controller)
     emit(views.status(opened), as_json, views.status_text)
     held_exit(controller)

@@ -91,6 +91,8 @@ def agent(config: Config) -> Iterator[Finding]:
         return
     from .. import llm
 
+    if config.agent.unlimited:
+        yield Finding("warn", "budget", config.agent.unlimited, "agent.budget_tokens, or agent.budget_cost with agent.prices")
     wanted = {m for models in config.agent.models.values() for m in models}
     try:
         served = set(llm.served_models(config.agent))
@@ -99,7 +101,7 @@ def agent(config: Config) -> Iterator[Finding]:
                       "export the variable that agent.api_key_env names where campaigns are driven")
         return
     except PoiseError as error:
-        yield Finding("fail", "agent", str(error), "check agent.base_url, the key and this machine's way to the internet")
+        yield Finding("fail", "agent", str(error), "check agent.base_url (it ends in /v1), the key and this machine's way to the internet")
         return
     if missing := sorted(wanted - served):
         yield Finding("warn", "agent", f"the endpoint does not list {', '.join(missing)}; it lists {', '.join(sorted(served)[:10])}", "correct agent.models")
