@@ -1,6 +1,8 @@
 """What persons say to a search: from which candidate on it holds, what selection makes of it, and the commands."""
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -130,6 +132,11 @@ def test_commands_reach_the_next_proposal(searched):
     assert [e.parents[0] for e in driven.archive.entries[3:]] == ["c0002", "c0002"]
     assert files.read_json(searched.candidates / "c0003" / "pick.json")["explanation"] == "pinned by a person"
     assert "from c0003 on" in (searched.root / "events.log").read_text()
+
+
+def test_what_is_ended_is_said_to_be_off(searched):
+    for arguments, said in ((("pin", "c0002"), "pin  c0002  from"), (("pin", "--off"), "pin  off  from"), (("directive", ""), "directive  off  from")):
+        assert said in re.sub(" {2,}", "  ", command(arguments[0], searched.root, *arguments[1:]).output)
 
 
 @pytest.mark.parametrize(("arguments", "said"), [

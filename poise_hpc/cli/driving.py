@@ -149,7 +149,7 @@ class Progress:
 
         data = views.status(self.campaign, spending=False)
         b = data["budget"]
-        jobs = "; ".join(views.progress_text(r) for r in data["running"])
+        jobs = "; ".join(views.progress_text(r) for r in data["running"]) or "no job is running"
         click.echo(f"  .. archived {b['archived']}/{b['expected']}{views.eta_text(b)}  |  {jobs}")
 
 
