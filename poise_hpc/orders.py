@@ -68,7 +68,8 @@ def carry_out(controller: Controller, order: dict[str, Any], name: str) -> None:
         case _:
             number, text, off = controller.proposing.unseen(controller.count), str(order.get("text", "")), bool(order.get("off"))
             guidance.note(controller.campaign.root, name, number, kind, text, off, controller.clock())
-            controller.event("campaign", kind, f"{'off ' if off else ''}{text}  from {candidate_id(number)} on")
+            said = " ".join(filter(None, ("off" if off or not text else "", text)))
+            controller.event("campaign", kind, f"{said}  from {candidate_id(number)} on")
             return
     controller.event(id or "campaign", kind, "by a person")
 

@@ -31,7 +31,8 @@ def open_any(root: Path) -> Campaign:
 
 
 def origin(path: Path, id: str | None) -> tuple[Campaign, str]:
-    """What an entry is to be run again from: (campaign, candidate) of a folder, or of one record's file."""
+    """What an entry is to be run again from: (campaign, candidate) of a folder, or of one record's file. A file that lies in `records/`
+    under its own name is that campaign's entry: nothing is to be made among records."""
     if not path.is_file():
         if id is None:
             raise UsageError(f"which entry of {path}? Give a candidate, e.g. c0001; `poise-hpc leaderboard` lists them")
@@ -40,6 +41,9 @@ def origin(path: Path, id: str | None) -> tuple[Campaign, str]:
     entry = archive.read(path)
     if id not in (None, entry.id):
         raise UsageError(f"{path} holds {entry.id}, not {id}")
+    root = path.parent.parent
+    if path == root / "records" / f"{entry.id}.h5":
+        return open_any(root), entry.id
     return _of(path.parent, entry, record=str(path)), entry.id
 
 

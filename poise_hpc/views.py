@@ -75,8 +75,13 @@ def archived_row(entry: EntrySummary) -> dict[str, Any]:
     s = entry.score
     return {"id": entry.id, "name": entry.name, "parents": list(entry.parents), "proposer": entry.proposer, "stage": Stage.ARCHIVED,
             "outcome": entry.outcome, "cause": entry.cause, "overall": s.overall if s else None, "ci": list(s.ci) if s and s.ci else None,
-            "delta": s.delta if s else None, "delta_ci": list(s.delta_ci) if s and s.delta_ci else None, "verdict": entry.verdict,
+            "delta": s.delta if s else None, "delta_ci": list(s.delta_ci) if s and s.delta_ci else None, "verdict": _word(entry),
             "seeds": len(s.by_seed) if s else 0, "screened": entry.screened.to_json() if entry.screened else None}
+
+
+def _word(entry: EntrySummary) -> str:
+    """The baseline is compared with nothing, whatever its reflection is filed under."""
+    return "baseline" if entry.id == BASELINE_ID and entry.score else entry.verdict
 
 
 def active_row(candidate: Candidate) -> dict[str, Any]:
@@ -294,5 +299,5 @@ def logs_text(data: dict[str, Any]) -> str:
     parts = []
     for a in data["attempts"]:
         parts.append(f"== {a['attempt']}: {a['outcome'] or 'in flight'}" + (f"  {a['cause']}: {a['message']}" if a["cause"] else ""))
-        parts += [line for log in a["logs"].values() for line in log]
+        parts += [line for log in a["logs"].values() for line in log] or ["the log is empty" if a["logs"] else "there is no log"]
     return "\n".join(parts) or f"{data['candidate']} has no attempts yet"

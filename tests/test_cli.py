@@ -19,6 +19,7 @@ from helpers_drive import drive, failing, write_package
 from poise_hpc import cli, files
 from poise_hpc.algorithms.seeds import source
 from poise_hpc.campaign import Campaign
+from poise_hpc.cli.driving import Progress
 from poise_hpc.cluster.inline import InlineCluster
 from poise_hpc.lock import LOCK, LOCK_STALE_S
 from poise_hpc.types import Outcome
@@ -483,3 +484,9 @@ def test_a_read_only_campaign_can_be_looked_at(finished, tmp_path):
     assert f"error: Read-only file system: {place / LOCK} cannot be written. Make that place writable and give the same command again" in done.stderr
     done = subprocess.run([*command, "archive", "rebuild", str(place)], capture_output=True, text=True)
     assert done.returncode == 1 and f"Read-only file system: {place / 'index.h5'} cannot be written" in done.stderr and done.stdout == ""
+
+
+def test_a_line_of_progress_says_when_nothing_runs(finished, capsys):
+    shown = Progress(Campaign.open(finished), quiet=False, every_s=0.0)
+    shown()
+    assert capsys.readouterr().out.endswith("  |  no job is running\n")

@@ -216,6 +216,15 @@ def test_one_record_can_be_verified_and_run_again_under_any_name(origin, tmp_pat
     assert "holds c0000, not c0001" in call("rerun", path, "c0001", code=2).stderr
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_file_of_an_archive_is_run_again_beside_the_archive(origin, tmp_path, whole):
+    root = tmp_path / "theirs"
+    shutil.copytree(origin.root if whole else origin.records, root if whole else root / "records")
+    made = derived.plan("rerun", *reading.origin(root / "records" / "c0001.h5", None), None, None)
+    assert made.root.parent == root / "derived" and made.entry.id == "c0001"
+    assert made.root == derived.plan("rerun", *reading.origin(root, "c0001"), None, None).root
+
+
 def test_a_campaign_without_its_candidates_can_be_looked_at(origin, tmp_path):
     root = tmp_path / "c"
     shutil.copytree(origin.root, root, ignore=lambda folder, names: [n for n in names if n in ("candidates", "inbox", "derived")])

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -18,20 +19,25 @@ from helpers_campaign import campaign
 from helpers_drive import drive
 
 from poise_hpc import archive, cli
+from poise_hpc.agent.recipe import make
+from poise_hpc.agent.render import render
 from poise_hpc.algorithms import load, seeds
 from poise_hpc.export import create, step, targets, vectors, vendor
 from poise_hpc.types import UsageError
 
 ROOT = Path(__file__).parents[1]
-NAMES = [*seeds.SEEDS, "c0061"]
-REFUSED = {("verl", "dapo"): "leaves completions out"}
+STATEFUL = ("running-baseline", "entropy-target")  # parts of the offline catalogue
+NAMES = [*seeds.SEEDS, "c0061", *STATEFUL]
+REFUSED = {("verl", "dapo"): "leaves completions out", **{("verl", name): "keeps a state" for name in STATEFUL}}
 VERL = os.environ.get("POISE_VERL_PYTHON") or (sys.executable if importlib.util.find_spec("verl") else None)
 needs_trl = pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="needs trl (extra `test`)")
 needs_verl = pytest.mark.skipif(VERL is None, reason="needs verl: POISE_VERL_PYTHON")
 
 
 def code_of(name: str) -> dict[str, str]:
-    return load.read_package(ROOT / "docs/data/discovery/c0061") if name == "c0061" else {"algorithm.py": seeds.source(name)}
+    if name == "c0061":
+        return load.read_package(ROOT / "docs/data/discovery/c0061")
+    return {"algorithm.py": render(make([name]), "T-GRPO") if name in STATEFUL else seeds.source(name)}
 
 
 MEASURED: dict[str, tuple[dict, dict, bytes]] = {}
@@ -250,6 +256,28 @@ def test_facts_are_what_an_algorithm_does():
     assert {"valid", "truncated", "progress", "logp_old", "logp_ref", "entropy"} <= set(facts["advantages_read"])
     assert {"progress", "logp_ref", "entropy"} <= set(facts["loss_read"]) and "reward" not in facts["loss_read"]
     assert len(targets.refusals("verl", facts)) == 4
+
+
+def test_stored_states_are_those_after_each_step(tmp_path):
+    """By hand: b <- 0.9 b + 0.1 mean R, from the first mean on."""
+    _, _, stored = measured_here(code_of("running-baseline"), tmp_path, 2.0)
+    (tmp_path / "read.npz").write_bytes(stored)
+    arrays = np.load(tmp_path / "read.npz")
+    means = [float(arrays[f"{i}/reward"].mean()) for i in range(3)]
+    b = [means[0], 0.9 * means[0] + 0.1 * means[1]]
+    b.append(0.9 * b[1] + 0.1 * means[2])
+    assert [s["baseline"] for s in json.loads(arrays["meta"].tobytes())["states"]] == pytest.approx(b) and len(set(b)) == 3
+
+
+def test_a_state_may_differ_by_rounding_in_the_exported_test():
+    tree = ast.parse((ROOT / "poise_hpc/export/templates/trl/test_equivalence.py.in").read_text().replace("$beta", "0.0").replace("$plugin", "plugin"))
+    names: dict[str, Any] = {"pytest": pytest}
+    exec(ast.unparse([n for n in tree.body if "CLOSE =" in ast.unparse(n) or getattr(n, "name", "") == "compare_state"]), names)
+    want = {"rate": 0.4796, "last": [0.1, None], "seen": 3}
+    names["compare_state"]({"rate": 0.47960001, "last": [0.1, None], "seen": 3}, want)
+    for other in ({"rate": 0.4958}, {"last": [0.1]}, {"last": [0.2, None]}, {"seen": 4}, {"more": 1}):
+        with pytest.raises(AssertionError):
+            names["compare_state"](want | other, want)
 
 
 # --- the command

@@ -135,6 +135,11 @@ def test_commands_reach_the_next_proposal(searched):
     assert "from c0003 on" in (searched.root / "events.log").read_text()
 
 
+def test_what_is_ended_is_said_to_be_off(searched):
+    for arguments, said in ((("pin", "c0002"), "pin  c0002  from"), (("pin", "--off"), "pin  off  from"), (("directive", ""), "directive  off  from")):
+        assert said in re.sub(" {2,}", "  ", command(arguments[0], searched.root, *arguments[1:]).output)
+
+
 @pytest.mark.parametrize(("arguments", "said"), [
     (("pin", "c0009"), "has no score in the archive"), (("pin",), "give a candidate, or --off"), (("veto", "c0000"), "something must remain"),
     (("idea", "x"), "only a language model can read an idea"), (("veto", "c0099"), "has no candidate c0099"),

@@ -61,9 +61,9 @@ def test_missing_columns_short_and_empty_curves():
         assert reflect(facts({"0": rows})).symptoms == ()
 
 
-def test_a_package_without_a_hypothesis_gets_no_empty_line_for_it():
-    assert "Hypothesis:" in reflect(facts({"0": curve()})).text
-    assert "Hypothesis" not in reflect(facts({"0": curve()}, proposal=replace(GRPO, hypothesis=""))).text
+def test_the_hypothesis_stands_in_the_proposal_and_is_not_said_again():
+    made = facts({"0": curve()}, proposal=replace(GRPO, hypothesis="Entropy stays above 0.25."))
+    assert "Entropy stays" not in reflect(made).text
 
 
 def test_figures_carry_steps():

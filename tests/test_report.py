@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from helpers_archive import entry, score
+from helpers_archive import entry, row, score
 from helpers_campaign import campaign, noop_work
 from helpers_drive import controller, drive, failing
 
@@ -19,7 +19,7 @@ from poise_hpc import archive, cli, config, derived, files, stats, views
 from poise_hpc.campaign import Campaign
 from poise_hpc.cluster.inline import InlineCluster
 from poise_hpc.evaluation import metrics
-from poise_hpc.report import board, curves, evidence, gather, markup, opening, page, progress, svg, tree, words
+from poise_hpc.report import board, confirmed, curves, evidence, gather, markup, opening, page, progress, svg, tree, words
 from poise_hpc.transcript import Amount, Limit, Request, Transcript
 from poise_hpc.types import Outcome, PoiseError
 
@@ -343,9 +343,32 @@ def test_best_so_far_and_mechanisms_by_hand(finished):
     for m in evidence.tally(f):
         having = [e.score.delta for e in f.scored if m.name in e.mechanisms]
         lacking = [e.score.delta for e in f.scored if m.name not in e.mechanisms]
-        assert m.with_it == (pytest.approx(np.mean(having)) if having else None)
-        assert m.without_it == (pytest.approx(np.mean(lacking)) if lacking else None)
+        assert m.with_it == (pytest.approx(np.median(having)) if having else None)
+        assert m.without_it == (pytest.approx(np.median(lacking)) if lacking else None)
         assert m.unscored == sum(m.name in e.mechanisms for e in f.unscored)
+
+
+def test_one_collapse_does_not_make_a_mechanism_bad_nor_a_copy_of_the_baseline_its_own_good(finished):
+    deltas = {"c0001": (("kl", "group-std"), 2.0), "c0002": (("kl",), 4.0), "c0003": (("kl",), -60.0), "c0004": (("group-std",), 7.0), "c0005": (("x",), 1.0)}
+    entries = {"c0000": row("c0000", 30.0, mechanisms=("group-std", "symmetric-clip"))} | {
+        id: replace(row(id, 30.0 + d, ("c0005",), names), score=replace(score(30.0 + d), delta=d)) for id, (names, d) in deltas.items()}
+    f = replace(gather.gather(Campaign.open(finished), 1), entries=entries, rows=[views.archived_row(e) for e in entries.values()])
+    assert [m.name for m in evidence.tally(f)] == ["kl", "x"]
+    kl = evidence.tally(f)[0]
+    assert (kl.with_it, kl.without_it, kl.contrast) == (2.0, 4.0, -2.0) and kl.added == pytest.approx([1.0, 3.0, -61.0])
+    assert "+1.0 (3)" in evidence.mechanisms(f) and "Median with" in evidence.mechanisms(f)
+
+
+@pytest.mark.parametrize(("ci", "said"), [
+    ((0.0, 0.0), "the same on every seed"), ((-1.0, 1.0), "not told apart from none"), ((1.0, 2.0), "it helps"), ((-2.0, -1.0), "it harms"),
+    (None, "one seed: no interval")])
+def test_what_an_ablation_says(ci, said):
+    assert confirmed._needed({"effect": sum(ci or ()) / 2, "ci": ci}) == said
+
+
+def test_the_verdict_is_said_to_be_on_the_scores(finished):
+    text = read(finished).text
+    assert "Verdict: on the scores, by the 95 % interval of the paired difference to the parent" in text and "on the hypothesis, most often" not in text
 
 
 def test_the_tree_has_everybody_once_under_an_older_parent(finished):

@@ -40,6 +40,20 @@ def test_the_leaderboard_of_entries_that_failed_has_no_verdict_of_its_own():
     assert text.splitlines()[1].split()[-1] == "-" and "+1.0 [0.5, 1.5]" in text and "cut to 0..100" in text
 
 
+def test_a_baseline_has_no_verdict_in_any_listing_and_keeps_its_failure():
+    base = row("c0000", 50.0)
+    assert base.verdict == "undecided" and views.archived_row(base)["verdict"] == "baseline"
+    assert views.archived_row(replace(row("c0000", None), verdict="failed"))["verdict"] == "failed"
+    assert views.archived_row(compared(1.0, (-1.0, 3.0)))["verdict"] == "undecided"
+
+
+def test_an_empty_log_is_said_to_be_empty():
+    attempt = {"attempt": "check-1", "outcome": "succeeded", "cause": "", "message": ""}
+    said = [views.logs_text({"candidate": "c0001", "attempts": [attempt | {"logs": logs}]}).splitlines()[1]
+            for logs in ({"log.out": []}, {}, {"log.out": ["Traceback"]})]
+    assert said == ["the log is empty", "there is no log", "Traceback"]
+
+
 def test_one_seed_is_one_seed():
     entry = compared(1.0, None)
     assert "(1 seed)" in recording.headline(replace(entry, score=replace(entry.score, by_seed={"0": 50.0})))

@@ -180,8 +180,6 @@ def reflect(facts: Facts) -> Reflection:
         lines.append(f"The baseline showed {_slugs(cured)} on the same seeds; this candidate does not.")
     if facts.baseline_curves and (new := sorted(own - base)):
         lines.append(f"The baseline does not show {_slugs(new)}.")
-    if facts.proposal.hypothesis:  # a person's package may state none
-        lines += ["", f"Hypothesis: {facts.proposal.hypothesis}"]
     lines += ["", "Written by rules, not by a model."]
     return Reflection(verdict, "\n".join(lines), tuple(rule.symptom for rule, _ in seen))
 

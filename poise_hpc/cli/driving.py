@@ -190,7 +190,7 @@ class Progress:
 
         data = views.status(self.campaign, spending=False)
         b = data["budget"]
-        jobs = "; ".join(views.at_work_texts(data))
+        jobs = "; ".join(views.at_work_texts(data)) or "no job is running"
         click.echo(f"  .. archived {b['archived']}/{b['expected']}{views.eta_text(b)}  |  {jobs}")
 
 

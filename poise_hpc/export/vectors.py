@@ -41,7 +41,7 @@ def run(job: dict[str, Any], attempt_dir: Path) -> dict[str, Any]:
     for number, step in enumerate(STEPS):
         found, state = case(algorithm, step, state, job["weight_cap"])
         arrays |= {f"{number}/{name}": x.numpy() for name, x in found.items()}
-        states.append(state)
+        states.append(candidate.plain_state(state))  # the next step changes it in place
     meta = {"steps": STEPS, "total": TOTAL, "group_size": SIZE, "max_length": TOKENS, "weight_cap": job["weight_cap"], "states": states}
     with open(attempt_dir / FILE, "wb") as f:
         np.savez_compressed(f, meta=np.frombuffer(files.dumps(meta).encode(), np.uint8), **arrays)
@@ -99,7 +99,7 @@ def sampled(algorithm: Algorithm, step: int) -> tuple[RolloutBatch, Tensor, Tens
 def facts(algorithm: Algorithm) -> dict[str, Any]:
     """What it reads of rollouts and of microbatches, by running it with eyes on every field; whether it selects or leaves out."""
     seen: dict[str, set[str]] = {"advantages": set(), "loss": set(), "components": set()}
-    leaves_out = False
+    leaves_out = keeps = False
     for batch in batches(algorithm):
         state = algorithm.initial_state()
         watched = watching(batch, seen["advantages"], seen["components"])
@@ -109,10 +109,11 @@ def facts(algorithm: Algorithm) -> dict[str, Any]:
         A = out.value if out.value.ndim == 2 else out.value[:, None].expand(batch.mask.shape)
         for drift in probes.DRIFTS:
             algorithm.token_loss(watching(probes.policy_batch(batch, A, drift), seen["loss"]), state)
+        keeps |= bool(state)  # it may begin empty
     if "components" in seen["advantages"] and not seen["components"]:  # all of them, whatever their names
         seen["components"] = {"correct", "format"}
     return {"class": type(algorithm).__name__, "reduction": str(algorithm.reduction), "needs": sorted(algorithm.needs),
-            "mechanisms": [m.name for m in algorithm.mechanisms], "state": bool(algorithm.initial_state()), "leaves_out": leaves_out,
+            "mechanisms": [m.name for m in algorithm.mechanisms], "state": keeps, "leaves_out": leaves_out,
             **{f"{name}_read": sorted(found) for name, found in seen.items()}}
 
 

@@ -77,10 +77,11 @@ def board(f: Findings) -> Html:
             *(cell(points(r["benchmarks"].get(m)), number=True, order=r["benchmarks"].get(m)) for m in measures)])
     use = f.campaign.config.evaluate.score
     left = len(f.rows) - len(shown)
-    return h("div", table(["#Rank", "Candidate", "Parents", f"#Overall ({use})", "#Difference", "#Seeds", "Verdict", *(f"#{m}" for m in measures)],
+    heads = ["#" + m.replace("/", "/\u200b") for m in measures]  # they may break there
+    return h("div", table(["#Rank", "Candidate", "Parents", f"#Overall ({use})", "#Difference", "#Seeds", "Verdict", *heads],
                           rows, "Leaderboard", sortable=True, class_="filter", tall=len(rows) > TALL),
-             note(meaning(f), " Benchmarks: mean over seeds at the last evaluation point. Verdict: the reflection's, on the hypothesis, most often ",
-                  "against the parent.",
+             note(meaning(f), " Benchmarks: mean over seeds at the last evaluation point. Verdict: on the scores, by the 95 % interval of the "
+                  "paired difference to the parent, or to the baseline where the parent has no score.",
                   f" {left:,} rows are left out; `poise-hpc leaderboard CAMPAIGN` has them all." if left else ""))
 
 

@@ -124,6 +124,8 @@ def _ablations(f: Findings) -> Html | None:
 def _needed(effect: dict[str, Any]) -> str:
     if effect["ci"] is None:
         return "–" if effect["effect"] is None else "one seed: no interval"
+    if wording.same(effect["effect"], effect["ci"]):
+        return "the same on every seed"
     return "it helps" if effect["ci"][0] > 0 else "it harms" if effect["ci"][1] < 0 else "not told apart from none"
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -51,12 +52,12 @@ def _message(f: Findings, cause: str) -> Html:
 
 @dataclass(frozen=True)
 class Mechanism:
-    """Differences in points; a mean is None of nothing. Added: children that have it, of parents that do not, paired by seed."""
+    """Differences in points; a median, which one collapse does not move, is None of nothing. Added: children that have it, of parents that do not, paired by seed."""
 
     name: str
     having: list[EntrySummary]        # scored
     unscored: int                     # failed or screened out
-    with_it: float | None             # mean difference to the baseline
+    with_it: float | None             # median difference to the baseline
     without_it: float | None
     added: list[float]                # child less parent
 
@@ -66,26 +67,34 @@ class Mechanism:
 
 
 def tally(f: Findings) -> list[Mechanism]:
-    """Of every mechanism that a candidate declares, those of the most candidates first."""
+    """Of every mechanism that a candidate declares, those of the most candidates first; without the baseline's own, which children have
+    without declaring them."""
     candidates = [e for e in f.entries.values() if e.id != BASELINE_ID]
-    use = Counter(name for e in candidates for name in set(e.mechanisms))
+    use = Counter(name for e in candidates for name in set(e.mechanisms) - _own(f))
     scored = [e for e in f.scored if e.score and e.score.delta is not None]
-    total, number = sum(_delta(e) for e in scored), len(scored)
-    having: dict[str, list[EntrySummary]] = {name: [] for name in use}
+    deltas = np.array([_delta(e) for e in scored])
+    having: dict[str, list[int]] = {name: [] for name in use}
     unscored, added = Counter[str](), dict[str, list[float]]()
-    for e in scored:
-        for name in set(e.mechanisms):
-            having[name].append(e)
+    for i, e in enumerate(scored):
+        for name in set(e.mechanisms) - _own(f):
+            having[name].append(i)
     for e in candidates:
         unscored.update(set(e.mechanisms) if e.score is None else ())
         for name, gain in _gains(f, e):
             added.setdefault(name, []).append(gain)
     out = []
     for name, _ in sorted(use.items(), key=lambda item: (-item[1], item[0])):
-        own, n = sum(map(_delta, having[name])), len(having[name])
-        out.append(Mechanism(name, having[name], unscored[name], own / n if n else None, (total - own) / (number - n) if number > n else None,
-                             added.get(name, [])))
+        own = having[name]
+        out.append(Mechanism(name, [scored[i] for i in own], unscored[name], _median(deltas[own]), _median(np.delete(deltas, own)), added.get(name, [])))
     return out
+
+
+def _own(f: Findings) -> set[str]:
+    return set(f.baseline.mechanisms) if f.baseline else set()
+
+
+def _median(values: Any) -> float | None:
+    return float(np.median(values)) if len(values) else None
 
 
 def _gains(f: Findings, e: EntrySummary) -> list[tuple[str, float]]:
@@ -113,23 +122,24 @@ def mechanisms(f: Findings) -> Html:
     rows = [[cell(cut(m.name, 60), order=m.name), cell(len(m.having), number=True), cell(m.unscored or "–", number=True, order=m.unscored),
              cell(points(m.with_it, sign=True), number=True, order=m.with_it), cell(points(m.without_it, sign=True), number=True, order=m.without_it),
              cell(points(m.contrast, sign=True), number=True, order=m.contrast),
-             cell(_added(m), number=True, order=float(np.mean(m.added)) if m.added else None), _strip(f, m, x)] for m in shown]
+             cell(_added(m), number=True, order=_median(m.added)), _strip(f, m, x)] for m in shown]
     ablated = sorted({d.candidate for d in f.of("ablate")})
     return section(
         "mechanisms", title, h("p", h("strong", "Observational, not causal. "), "The search chose which mechanisms met which parents, and what did "
                                "well was tried more often and in better company. Only an ablation switches one mechanism off with all else equal",
                                (": see what was ", h("a", "confirmed and ablated", href="#confirmed"), ".") if ablated else
                                ": `poise-hpc ablate CAMPAIGN CANDIDATE`."),
-        table(["Mechanism", "#With it", "#No score", "#Mean with", "#Mean without", "#Contrast", "#Added to a parent", "Each candidate with it"], rows,
+        table(["Mechanism", "#With it", "#No score", "#Median with", "#Median without", "#Contrast", "#Added to a parent", "Each candidate with it"], rows,
               "Mechanisms of scored candidates", sortable=True),
-        note(f"Means of paired differences to {f.label}, points. Contrast: with less without. Added to a parent: mean paired difference of children that "
-             f"have it to first parents that do not, and their number. Strip: every such candidate, from {points(low, sign=True)} to "
-             f"{points(high, sign=True)} points; the line is {f.label}, the bar the mean; what lies beyond stands at the end.",
+        note(f"Medians over candidates of their paired differences to {f.label}, points: one that collapsed moves them little. Contrast: with less without. "
+             f"Added to a parent: median paired difference of children that have it to first parents that do not, and their number. "
+             f"Mechanisms that {f.label} declares are left out: children have them without saying so. Strip: every such candidate, from {points(low, sign=True)} to "
+             f"{points(high, sign=True)} points; the line is {f.label}, the bar the median; what lies beyond stands at the end.",
              f" {len(found) - len(shown)} rarer mechanisms are left out." if len(found) > len(shown) else ""))
 
 
 def _added(m: Mechanism) -> str:
-    return f"{points(float(np.mean(m.added)), sign=True)} ({len(m.added)})" if m.added else "–"
+    return f"{points(_median(m.added), sign=True)} ({len(m.added)})" if m.added else "–"
 
 
 def _strip(f: Findings, m: Mechanism, x: svg.Scale) -> Html:
@@ -137,9 +147,9 @@ def _strip(f: Findings, m: Mechanism, x: svg.Scale) -> Html:
         dots = [svg.mark(x.clip(_delta(e)), 9, f"dot {shade(f, e)}", tip(e), 3) for e in m.having]
     else:
         dots = svg.clouds((shade(f, e), (x.clip(_delta(e)), 9)) for e in m.having)
-    mean = svg.segment(x.clip(m.with_it), 1, x.clip(m.with_it), 17, "line meanbar") if m.with_it is not None else None
+    middle = svg.segment(x.clip(m.with_it), 1, x.clip(m.with_it), 17, "line middle") if m.with_it is not None else None
     words = f"{count(len(m.having), 'candidate')} with {cut(m.name, 60)}"
-    return h("svg", h("title", words), svg.segment(x.start, 9, x.end, 9, "grid"), svg.segment(x(0), 1, x(0), 17, "zero"), mean, dots,
+    return h("svg", h("title", words), svg.segment(x.start, 9, x.end, 9, "grid"), svg.segment(x(0), 1, x(0), 17, "zero"), middle, dots,
              viewBox="0 0 260 18", width=260, height=18, role="img", aria_label=words, class_="inline")
 
 
