@@ -32,7 +32,7 @@ def outcomes(f: Findings) -> Html:
     said = ", ".join(f"{n:,} {verdict}" for verdict, n in verdicts.most_common() if verdict)
     rows = [[cut(cause or "unknown", 60), f"{n:,}", f"{100 * n / len(candidates):.0f} %", refs(f, [e.id for e in failed if e.cause == cause]),
              _message(f, cause)] for cause, n in causes.most_common(CAUSES)]
-    verdicts_of = f"; verdicts of their reflections: {said}" if said else ""
+    verdicts_of = f"; verdicts: {said}" if said else ""
     ended = [h("p", f"{count(len(screened), 'candidate')} screened out before the training was whole: ", refs(f, [e.id for e in screened]), ".")] if screened else []
     return section(
         "outcomes", "Outcomes", h("p", f"{scored:,} of {count(len(candidates), 'candidate')} got a score{verdicts_of}."), *ended,
