@@ -17,7 +17,6 @@ Costs are decimal strings: they add up exactly.
 from __future__ import annotations
 
 import hashlib
-import json
 import threading
 from collections import Counter
 from collections.abc import Callable
